@@ -1,0 +1,126 @@
+"""Where a detector looks, and how a box is written as four numbers against an anchor.
+
+An anchor is a box at a fixed place; the network answers "which class, and how does the object's box differ from mine?" once
+an anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand level after level from fine to coarse, row by row,
+exactly in the order in which the heads of `model.py` emit their answers. A anchors, L levels.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_convert
+
+ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
+PYRAMID_STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells
+PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS uses 8, for input four times as large)
+
+
+@dataclass(frozen=True)
+class AnchorGrid:
+    """All anchors of a detector for one input size, and the coding of boxes against them."""
+
+    boxes: Tensor  # (A, 4) xyxy, 0…1
+    steps: Tensor  # (A, 2) width and height of the anchor's cell, 0…1
+    counts: tuple[int, ...]  # anchors of each level, sum A
+    coding: str  # "tanh" or "sides"
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> "AnchorGrid":
+        return AnchorGrid(self.boxes.to(device), self.steps.to(device), self.counts, self.coding)
+
+    def pick(self, index: Tensor) -> "AnchorGrid":
+        """The grid with only the anchors `index` (K,), in that order; it counts as one level."""
+        return AnchorGrid(self.boxes[index], self.steps[index], (len(index),), self.coding)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """What the network said (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1 (parts outside the picture are not cut off)."""
+        if self.coding == "tanh":
+            return decode_tanh(codes, self.boxes)
+        return decode_sides(codes, self.boxes, self.steps)
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Boxes (…, A, 4), one an anchor -> the codes that decode to them, or to the nearest box the coding can reach."""
+        if self.coding == "tanh":
+            return encode_tanh(boxes, self.boxes)
+        return encode_sides(boxes, self.boxes, self.steps)
+
+
+def decode_tanh(codes: Tensor, anchors: Tensor) -> Tensor:
+    """The article's coding: centre and size move by at most half the anchor's size. (…, A, 4), (A, 4) -> (…, A, 4)."""
+    centre, size = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=-1)  # (A, 2) each
+    move, grow = codes.tanh().split(2, dim=-1)  # (…, A, 2) each
+    return box_convert(torch.cat([centre + move / 2 * size, size + grow / 2 * size], dim=-1), "cxcywh", "xyxy")
+
+
+def encode_tanh(boxes: Tensor, anchors: Tensor, limit: float = 0.999) -> Tensor:
+    """Inverse of `decode_tanh`; what lies beyond its reach becomes ±atanh(limit)."""
+    centre, size = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=-1)  # (A, 2) each
+    box_centre, box_size = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)  # (…, A, 2) each
+    ratio = torch.cat([(box_centre - centre) / size, box_size / size - 1], dim=-1) * 2  # (…, A, 4)
+    return ratio.clamp(-limit, limit).atanh()
+
+
+def decode_sides(codes: Tensor, anchors: Tensor, steps: Tensor) -> Tensor:
+    """Distances from the anchor's centre to the box's four sides, in cells, after softplus: always a box, any size."""
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
+    distance = F.softplus(codes)  # (…, A, 4)
+    return torch.cat([centre - distance[..., :2] * steps, centre + distance[..., 2:] * steps], dim=-1)
+
+
+def encode_sides(boxes: Tensor, anchors: Tensor, steps: Tensor, smallest: float = 1e-3) -> Tensor:
+    """Inverse of `decode_sides`; a side on the wrong side of the centre becomes `smallest` cells."""
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
+    distance = torch.cat([(centre - boxes[..., :2]) / steps, (boxes[..., 2:] - centre) / steps], dim=-1)  # (…, A, 4)
+    distance = distance.clamp(min=smallest)
+    return distance + torch.log(-torch.expm1(-distance))  # the inverse of softplus, stable for large distances
+
+
+def shapes_of_a_cell() -> Tensor:
+    """The article's 45 anchors of a cell (45, 4) xyxy, in units of the anchor size: 9 whole, 18 wide, 18 tall.
+
+    Whole ones lie in a 3 × 3, halves in a 3 × 6 or 6 × 3 pattern, each moved on by a third to overlap its neighbour.
+    """
+    whole = torch.linspace(-1 / 3, 1 / 3, 3)
+    half = torch.linspace(-1 / 6, 1 / 2 + 1 / 6, 6)
+
+    def pattern(lefts: Tensor, tops: Tensor, width: float, height: float) -> Tensor:
+        top, left = torch.meshgrid(tops, lefts, indexing="ij")
+        return torch.stack([left, top, left + width, top + height], dim=-1).flatten(0, 1)  # (lefts × tops, 4)
+
+    return torch.cat([pattern(whole, whole, 1, 1), pattern(whole, half, 1, 0.5), pattern(half, whole, 0.5, 1)])
+
+
+@lru_cache
+def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) -> AnchorGrid:
+    """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the picture.
+
+    to_the_edge: spread the 7 × 7 cells over the whole picture; the article sets them 1/8 apart and so leaves the right and
+    the bottom eighth to the coarser maps.   height and width are ignored: this grid belongs to a squashed square input.
+    """
+    boxes, steps = [], []
+    for cells, size in ARTICLE_LEVELS:
+        start = torch.arange(cells) * (1 / cells if to_the_edge else size)
+        top, left = torch.meshgrid(start, start, indexing="ij")
+        corner = torch.stack([left, top, left, top], dim=-1).view(-1, 1, 4)  # (cells², 1, 4)
+        boxes.append((corner + shapes_of_a_cell() * size).clamp(0, 1).flatten(0, 1))  # (cells² × 45, 4)
+        steps.append(torch.full((len(boxes[-1]), 2), 1 / cells))
+    return AnchorGrid(torch.cat(boxes), torch.cat(steps), tuple(len(level) for level in boxes), "tanh")
+
+
+@lru_cache
+def pyramid_grid(height: int, width: int) -> AnchorGrid:
+    """One square anchor a cell, its side five strides, at strides 8, 16, 32 and 64 of a height × width px input."""
+    boxes, steps = [], []
+    for stride in PYRAMID_STRIDES:
+        rows, columns = -(-height // stride), -(-width // stride)
+        y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+        centre = torch.stack([x, y], dim=-1).view(-1, 2) * stride  # (rows × columns, 2)
+        half = PYRAMID_ANCHOR * stride / 2
+        boxes.append(torch.cat([centre - half, centre + half], dim=-1) / torch.tensor([width, height] * 2))
+        steps.append((stride / torch.tensor([width, height])).expand(len(centre), 2))
+    return AnchorGrid(torch.cat(boxes), torch.cat(steps), tuple(len(level) for level in boxes), "sides")

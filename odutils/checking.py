@@ -1,0 +1,197 @@
+"""What is wrong with a data set in COCO's layout: everything at once, so that it can be mended at once.
+
+    for problem in check_dataset("my_data", "train"): ...
+    print(to_text(check_dataset("my_data", "train")))
+
+Nothing that a file can hold makes it fail: whatever cannot be understood is itself a problem of the table.
+"""
+
+import math
+import os
+import reprlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from odutils.coco_rules import NAME, fault_of_box, read_json, sort_out
+from odutils.errors import InputError
+from odutils.pictures import upright_size
+
+MANY = 500  # pictures from which on a progress bar is worth its line
+
+
+class Problem(NamedTuple):
+    """One fault. `file` is relative to the data set's root; ids are None where there are none that are numbers."""
+
+    kind: str  # "missing picture", "box outside", … : the same words for the same fault
+    file: str
+    image_id: int | None
+    annotation_id: int | None
+    message: str
+
+
+def check_dataset(root: str | Path, split: str) -> list[Problem]:
+    """Every problem of root/annotations/instances_{split}.json and the pictures in root/{split}/; [] if there is none.
+
+    Kinds: missing folder, missing file, invalid JSON, missing key, wrong type, duplicate category id, duplicate
+    category name, duplicate image id, picture listed twice, missing picture, broken picture, wrong size, duplicate
+    annotation id, unknown image, unknown category, box without area, box outside, box partly outside, duplicate box.
+    Every picture is decoded, by a few threads. Never raises for what the files hold.
+    """
+    check = _Check(Path(root), split)
+    content = check.read()
+    if content is not None:
+        check.categories(content)
+        check.images(content)
+        check.annotations(content)
+    return check.problems
+
+
+class _Check:
+    def __init__(self, root: Path, split: str):
+        self.root, self.split, self.json_name = root, split, f"annotations/instances_{split}.json"
+        self.problems: list[Problem] = []
+        self.category_names: dict[int, str] = {}
+        self.image_of: dict[int, dict] = {}  # the valid keys of each image, by its id
+
+    def report(self, kind: str, message: str, file: str | None = None, image_id=None, annotation_id=None) -> None:
+        self.problems.append(Problem(kind, file or self.json_name, image_id, annotation_id, message))
+
+    def read(self) -> dict | None:
+        """The content of the annotation file, None if there is nothing to go on with."""
+        for name in (".", "annotations", self.split):
+            if not (self.root / name).is_dir():
+                self.report("missing folder", f"{self.root / name}: no such folder", name)
+        path = self.root / self.json_name
+        if not path.is_file():
+            if path.parent.is_dir():
+                self.report("missing file", f"{path}: no such file")
+            return None
+        try:
+            return read_json(path)
+        except InputError as error:
+            self.report("invalid JSON", str(error))
+        return None
+
+    def entries(self, content: dict, part: str) -> list[tuple[str, dict]]:
+        """(where, the keys that are valid) of each entry of a part; what is missing or ill-typed is reported."""
+        if not isinstance(content.get(part), list):
+            kind = "wrong type" if part in content else "missing key"
+            self.report(kind, f"the file has no {part!r}, or it is not a list")
+            return []
+        found = []
+        for index, entry in enumerate(content[part]):
+            valid, faults = sort_out(f"{part}[{index}]", part, entry)
+            found.append((f"{part}[{index}]", valid))
+            for kind, message in faults:
+                self.report(kind, message, *self.about(part, valid))
+        return found
+
+    def about(self, part: str, entry: dict) -> tuple[str | None, int | None, int | None]:
+        """File, image id and annotation id for the problems of an entry, as far as they are known."""
+        image = self.image_of.get(entry.get("image_id"), {}) if part == "annotations" else entry
+        file = f"{self.split}/{image['file_name']}" if "file_name" in image else None
+        ids = {"images": (entry.get("id"), None), "annotations": (entry.get("image_id"), entry.get("id"))}
+        return file, *ids.get(part, (None, None))
+
+    def categories(self, content: dict) -> None:
+        first: dict[str, str] = {}
+        for where, category in self.entries(content, "categories"):
+            number, name = category.get("id"), category.get("name")
+            if number in self.category_names:
+                self.report("duplicate category id", f"{where}: id {number} is {self.category_names[number]!r} already")
+            elif number is not None:
+                self.category_names[number] = name
+            if name is not None and first.setdefault(name, where) != where:
+                self.report("duplicate category name", f"{where}: {name!r} is {first[name]} already")
+        sources = content.get("labelled_classes_by_source", {})
+        for source, names in sources.items() if isinstance(sources, dict) else [("", sources)]:
+            where = f"labelled_classes_by_source[{source!r}]"
+            if not isinstance(names, list) or not all(map(NAME.holds, names)):
+                self.report("wrong type", f"{where} is {reprlib.repr(names)}, not a list of names")
+            elif unknown := sorted(set(names) - set(self.category_names.values())):
+                self.report("unknown category", f"{where} names {', '.join(unknown)}: no such category")
+
+    def images(self, content: dict) -> None:
+        first: dict[PurePosixPath, str] = {}
+        images = self.entries(content, "images")
+        for where, image in images:
+            number, name = image.get("id"), image.get("file_name")
+            about = self.about("images", image)
+            if number in self.image_of:
+                self.report("duplicate image id", f"{where}: another image has id {number} already", *about)
+            elif number is not None:
+                self.image_of[number] = image
+            if name and (other := first.setdefault(PurePosixPath(name), where)) != where:
+                self.report("picture listed twice", f"{where}: this picture is {other} already", *about)
+        if (self.root / self.split).is_dir():
+            self.pictures([image for _, image in images if "file_name" in image])
+
+    def pictures(self, images: list[dict]) -> None:
+        """Decode every picture; compare its size with the file's."""
+        from fastprogress.fastprogress import progress_bar
+
+        paths = [os.path.join(self.root, self.split, image["file_name"]) for image in images]
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            warnings.simplefilter("ignore")  # decoders warn of harmless oddities, such as a corrupt EXIF entry
+            looks = pool.map(look_at, paths)
+            looks = progress_bar(looks, total=len(paths)) if len(paths) >= MANY else looks
+            for image, (kind, size) in zip(images, looks, strict=True):
+                about = self.about("images", image)
+                if kind:
+                    self.report(kind, size, *about)
+                    continue
+                width, height = (image.get(key, actual) for key, actual in zip(("width", "height"), size, strict=True))
+                if (width, height) != size:
+                    message = f"the picture has {size[0]} × {size[1]} pixels upright, the file says {width} × {height}"
+                    self.report("wrong size", message, *about)
+                image["width"], image["height"] = size  # boxes are compared with what is really there
+
+    def annotations(self, content: dict) -> None:
+        ids: dict[int, str] = {}
+        boxes: dict[tuple, str] = {}
+        for where, annotation in self.entries(content, "annotations"):
+            number, image_id, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
+            about = self.about("annotations", annotation)
+            if number is not None and ids.setdefault(number, where) != where:
+                self.report("duplicate annotation id", f"{where}: {ids[number]} has id {number} already", *about)
+            if image_id is not None and image_id not in self.image_of:
+                self.report("unknown image", f"{where}: no image has id {image_id}", *about)
+            if category is not None and category not in self.category_names:
+                self.report("unknown category", f"{where}: no category has id {category}", *about)
+            if "bbox" in annotation:
+                box, image = annotation["bbox"], self.image_of.get(image_id, {})
+                right, bottom = image.get("width", math.inf), image.get("height", math.inf)
+                if kind := fault_of_box(box, right, bottom):
+                    shown = ", ".join(f"{value:g}" for value in box)
+                    message = f"[{shown}] (x, y, w, h) in a picture of {right:g} × {bottom:g} pixels"
+                    self.report(kind, f"{where}: {message}", *about)
+                key = (image_id, category, *box)
+                if None not in key and boxes.setdefault(key, where) != where:
+                    self.report("duplicate box", f"{where}: the same box and category as {boxes[key]}", *about)
+
+
+def look_at(path: str) -> tuple[str, Any]:
+    """Decode a picture. Returns ("", (width, height) upright in pixels) or (kind of problem, reason)."""
+    if not os.path.isfile(path):
+        return "missing picture", "no such file"
+    try:
+        return "", upright_size(path)
+    except Exception as error:  # rubbish makes decoders raise almost anything
+        return "broken picture", f"{type(error).__name__}: {error}" if os.path.getsize(path) else "the file is empty"
+
+
+def to_text(problems: list[Problem]) -> str:
+    """The table as aligned text, a line a problem below a line of titles; "no problems" if there are none."""
+    if not problems:
+        return "no problems"
+    rows = [("problem", "file", "image", "annotation", "what is wrong")]
+    rows += [tuple("-" if cell is None else printable(str(cell)) for cell in problem) for problem in problems]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows)
+
+
+def printable(text: str) -> str:
+    """Line breaks, control characters and broken Unicode as escapes, so that a name cannot disturb the table."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

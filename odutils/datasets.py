@@ -1,0 +1,188 @@
+"""A folder in COCO's layout -> examples -> batches.
+
+    root/annotations/instances_train2017.json     root/train2017/*.jpg
+
+A batch is (images (N, 3, S, S) uint8, boxes (N, M, 4) xyxy 0…1 of the input, labels (N, M) int64, known (N, C) bool).
+Labels: 0 = padding, 1…C = the classes in order, -1 = ignore (a crowd, or an object marked difficult).
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torchvision.datasets import CocoDetection
+
+from odutils.augmentation import Augment, clip_boxes
+from odutils.classes import CLASSES
+from odutils.errors import InputError
+from odutils.pictures import fit, read_picture
+
+
+class CocoDetections(CocoDetection):
+    """torchvision's CocoDetection as examples for a detector.
+
+    `dataset[i]` or `dataset[epoch, i]` -> (image (3, S, S) uint8, boxes (M, 4), labels (M,), known (C,), dropped: int).
+    Pictures without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only those
+    classes; `known` says so, and the loss leaves the others alone.
+
+    classes: names in label order; default: COCO's 80 if the file uses no others, else the file's own in category-id order.
+    augment: None for validation.   squash: as in `pictures.fit`.
+    Raises InputError if there is no such folder or file, or the file is not COCO's format.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        size: int = 320,
+        squash: bool = False,
+        classes: Sequence[str] | None = None,
+        augment: Augment | None = None,
+    ):
+        root = Path(root)
+        file = annotation_file(root, split)
+        self.size, self.squash, self.augment = size, squash, augment
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its loading on stdout
+                super().__init__(str(root / split), str(file))
+            self.files = {id_: root / split / image["file_name"] for id_, image in self.coco.imgs.items()}
+            names = {c["id"]: c["name"] for c in sorted(self.coco.dataset["categories"], key=lambda c: c["id"])}
+            self.classes = tuple(classes or (CLASSES if set(names.values()) <= set(CLASSES) else names.values()))
+            labelled = self.coco.dataset.get("labelled_classes_by_source", {})
+            self.known_of = {s: torch.tensor([c in wanted for c in self.classes]) for s, wanted in labelled.items()}
+        except (LookupError, TypeError, AttributeError, AssertionError, ValueError, RecursionError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{file}: not COCO's format ({reason}); `odutils check` lists all faults") from None
+        unknown = sorted(set(names.values()) - set(self.classes))
+        if unknown:
+            raise InputError(f"{file}: its categories {', '.join(unknown)} are not among the detector's classes")
+        self.label_of = {id_: self.classes.index(name) + 1 for id_, name in names.items()}  # by name: none can be shifted
+        self.category_of = {label: id_ for id_, label in self.label_of.items()}
+        self.boxes, self.labels = [], []  # an image: (M, 4) xyxy in pixels, (M,)
+        for image_id in self.ids:
+            boxes, labels = self._objects(file, self.coco.imgToAnns[image_id])
+            self.boxes.append(boxes)
+            self.labels.append(labels)
+
+    def _objects(self, file: Path, annotations: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+        boxes, labels = [], []
+        for annotation in annotations:
+            try:
+                x, y, width, height = map(float, annotation["bbox"])
+                label = self.label_of[annotation["category_id"]]
+            except (KeyError, TypeError, ValueError) as error:
+                number = annotation.get("id")
+                raise InputError(f"{file}: annotation {number}: {error!r}; `odutils check` lists all faults") from None
+            annotation.setdefault("area", width * height)  # pycocotools wants both, people's own files often lack them
+            annotation.setdefault("iscrowd", 0)
+            if width > 0 and height > 0:
+                ignore = annotation.get("iscrowd") or annotation.get("difficult") or annotation.get("ignore")
+                boxes.append([x, y, x + width, y + height])
+                labels.append(-1 if ignore else label)
+        return np.float32(boxes).reshape(-1, 4), np.int64(labels)
+
+    def _load_image(self, id: int) -> np.ndarray:
+        return read_picture(self.files[id])
+
+    def known(self, index: int) -> Tensor:
+        """Which classes (C,) bool the source of image `index` labels."""
+        source = self.coco.loadImgs(self.ids[index])[0].get("source")
+        return self.known_of.get(source, torch.ones(len(self.classes), dtype=torch.bool))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        picture, boxes, labels = self._load_image(self.ids[index]), self.boxes[index], self.labels[index]
+        if self.augment:
+            image, boxes, kept = self.augment(picture, boxes, epoch, index)
+        else:
+            image, placement = fit(picture, self.size, self.squash)
+            boxes, kept = clip_boxes(boxes, *picture.shape[:2], keep=0)
+            boxes = placement.to_input(boxes)
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (3, S, S)
+        boxes, labels = torch.from_numpy(boxes[kept]), torch.from_numpy(labels[kept])
+        return image, boxes, labels, self.known(index), int((~kept).sum())
+
+
+def annotation_file(root: str | Path, split: str) -> Path:
+    """root/annotations/instances_{split}.json. Raises InputError if it or the folder of pictures is not there."""
+    file, pictures = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; a data set has annotations/instances_SPLIT.json and its pictures in SPLIT/")
+    if not pictures.is_dir():
+        raise InputError(f"{pictures}: no such folder; the pictures of split {split!r} belong there")
+    return file
+
+
+def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Examples -> one batch (images, boxes, labels, known), boxes and labels zero-padded to the largest number of objects."""
+    images, boxes, labels, known, _ = zip(*examples, strict=True)
+    most = max(len(one) for one in labels)
+    padded_boxes, padded_labels = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.int64)
+    for row, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        padded_boxes[row, : len(box)] = box
+        padded_labels[row, : len(label)] = label
+    return torch.stack(images), padded_boxes, padded_labels, torch.stack(known)
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index): a new order each epoch, a function of (seed, epoch) alone.
+
+    balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f comes
+    sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2).
+    process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen in it) before use.
+    """
+
+    def __init__(
+        self, dataset: CocoDetections, seed: int = 0, balance: float = 0.0, process: int = 0, processes: int = 1
+    ):
+        self.seed, self.process, self.processes, self.epoch, self.start = seed, process, processes, 0, 0
+        self.repeats = repeat_factors(dataset, balance)  # (images,)
+        self.length = int(self.repeats.sum()) // processes
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        chance = np.random.default_rng([self.seed, self.epoch])
+        order = chance.permutation(len(self.repeats))
+        ticks = np.arange(int(self.repeats.sum())) + chance.random()  # each picture covers `repeats` ticks of this ruler
+        order = order[np.searchsorted(self.repeats[order].cumsum(), ticks).clip(max=len(order) - 1)]
+        mine = chance.permutation(order)[self.process :: self.processes][: self.length]
+        return iter([(self.epoch, int(index)) for index in mine[self.start :]])
+
+
+def repeat_factors(dataset: CocoDetections, balance: float) -> np.ndarray:
+    """How often each image comes in an epoch (images,), at least once; see EpochSampler."""
+    present = np.zeros((len(dataset.labels), len(dataset.classes) + 1), bool)  # (images, 1 + C)
+    for row, labels in zip(present, dataset.labels, strict=True):
+        row[labels[labels > 0]] = True
+    share = present.mean(axis=0).clip(min=1e-9)  # (1 + C,)
+    return np.where(present, np.sqrt(balance / share), 1).max(axis=1, initial=1.0)
+
+
+def make_loader(dataset: CocoDetections, batch_size: int, sampler: Sampler | None = None, workers: int = 2) -> DataLoader:
+    """Batches of a data set, made by `workers` processes (0: this one). What they hold does not depend on `workers`."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=sampler is not None and len(sampler) >= batch_size,  # a last batch of one would upset batch norm
+        persistent_workers=False,
+        worker_init_fn=one_thread if workers else None,
+    )
+
+
+def one_thread(_: int) -> None:
+    """Workers share the cores with the network: more threads than cores make both slower."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

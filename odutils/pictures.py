@@ -1,0 +1,128 @@
+"""Pictures in: any file as an upright RGB array, fitted to the network's input.
+
+A picture is a `uint8` array (H, W, 3), RGB, upright. The network sees it through `fit`, which says how it was placed, so
+that boxes find their way back (`to_input`, `to_picture`).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from odutils.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+GREY = (
+    114  # of the border beside a letterboxed picture: close to the mean of photographs, so that it looks like nothing
+)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any PIL image (grey, 16-bit, palette, CMYK, transparent, EXIF-rotated) as an upright (H, W, 3) uint8 RGB array."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16 bits a pixel (or more): PIL would cut off at 255 instead of scaling
+        values = np.asarray(image, dtype=np.float32)
+        values = values / 257 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read a picture file as an upright (H, W, 3) uint8 RGB array.
+
+    Raises InputError if the file is missing, is no picture, or is cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, PermissionError):
+            raise InputError(f"{path}: no permission to read it") from None
+        reason = "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
+        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a picture as `read_picture` gives it. Decodes all of it, so that a broken file raises."""
+    with Image.open(path) as image:
+        size = image.size[::-1] if image.getexif().get(ORIENTATION) in TURNED else image.size
+        image.draft("L", (1, 1))  # a JPEG at an eighth of its size: the whole file is read, in less time
+        image.load()
+    return size
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """The picture files of a folder (not of its sub-folders) by name. Raises InputError if there are none."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise InputError(f"{folder}: no pictures in this folder ({', '.join(SUFFIXES)})")
+    return found
+
+
+class Placement(NamedTuple):
+    """Where a picture lies on the network's input; lengths in pixels of the input."""
+
+    scale_x: float  # input pixels a picture pixel
+    scale_y: float
+    width: int  # of the whole input
+    height: int
+
+    def to_input(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (K, 4) xyxy in pixels of the picture -> 0…1 of the input."""
+        return boxes * np.float32([self.scale_x / self.width, self.scale_y / self.height] * 2)
+
+    def to_picture(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (K, 4) xyxy in 0…1 of the input -> pixels of the picture."""
+        return boxes / np.float32([self.scale_x / self.width, self.scale_y / self.height] * 2)
+
+
+def input_shape(height: int, width: int, size: int, squash: bool = False, multiple: int = 64) -> tuple[int, int]:
+    """The smallest (height, width) of a network input that holds the picture with its longer side at `size` pixels.
+
+    Both are multiples of `multiple`, the coarsest stride of the network, so that every level has whole cells.
+    """
+    if squash:
+        return size, size
+    scale = size / max(height, width)
+    sides = (max(1, round(side * scale)) for side in (height, width))
+    return tuple(-(-side // multiple) * multiple for side in sides)
+
+
+def place(height: int, width: int, size: int, squash: bool = False, shape: tuple[int, int] | None = None) -> Placement:
+    """Where `fit` puts a picture of height × width px."""
+    shape = shape or (size, size)
+    if squash:
+        return Placement(shape[1] / width, shape[0] / height, shape[1], shape[0])
+    scale = size / max(height, width)
+    return Placement(max(1, round(width * scale)) / width, max(1, round(height * scale)) / height, shape[1], shape[0])
+
+
+def fit(
+    picture: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None
+) -> tuple[np.ndarray, Placement]:
+    """Resize a picture once for the network: its longer side becomes `size`, the rest of the input is grey.
+
+    squash: stretch it to size × size instead, as the article does.   shape: (height, width) of the input, default size × size.
+    Returns the input (height, width, 3) uint8 and the placement of the picture in its upper left corner.
+    """
+    height, width = picture.shape[:2]
+    placement = place(height, width, size, squash, shape)
+    new_width, new_height = round(width * placement.scale_x), round(height * placement.scale_y)
+    if (new_height, new_width) != (height, width):  # area averages when shrinking: no aliasing
+        method = cv2.INTER_AREA if new_height < height or new_width < width else cv2.INTER_LINEAR
+        picture = cv2.resize(picture, (new_width, new_height), interpolation=method)
+    if picture.shape[:2] != (placement.height, placement.width):
+        canvas = np.full((placement.height, placement.width, 3), GREY, np.uint8)
+        canvas[:new_height, :new_width] = picture
+        picture = canvas
+    return picture, placement

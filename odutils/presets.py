@@ -1,0 +1,76 @@
+"""The two presets, and detectors to and from a file.
+
+A reader who wants a third preset adds one function to PRESETS.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odutils import __version__
+from odutils.anchors import article_grid, pyramid_grid
+from odutils.classes import CLASSES
+from odutils.errors import InputError
+from odutils.files import DATA
+from odutils.model import ArticleHead, Detector, LiteBody, PyramidHead, resnet34_body
+from odutils.weights import load_weights, save_weights
+
+DEFAULT_WEIGHTS = DATA / "weights" / "pyramid.safetensors"
+
+
+def article(classes: tuple[str, ...], pretrained: bool) -> Detector:
+    """ResNet34 at 224 px, squashed; maps of 7, 4, 2 and 1 cells; 45 anchors a cell."""
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, as torchvision's ResNets expect
+    settings = dict(preset="article", classes=classes, size=224, squash=True)
+    return Detector(resnet34_body(pretrained), ArticleHead(len(classes)), article_grid, mean, std, **settings)
+
+
+def pyramid(classes: tuple[str, ...], pretrained: bool) -> Detector:
+    """EfficientNet-Lite0 at 320 px, letterboxed; a feature pyramid of strides 8 to 64; one anchor a cell."""
+    mean, std = [127.0] * 3, [128.0] * 3  # what the Lite0 weights were trained with
+    body = LiteBody(pretrained)
+    settings = dict(preset="pyramid", classes=classes, size=320, squash=False)
+    detector = Detector(body, PyramidHead(body.channels, len(classes)), pyramid_grid, mean, std, **settings)
+    return detector.to(memory_format=torch.channels_last)  # twice as fast on the CPU
+
+
+PRESETS = {"article": article, "pyramid": pyramid}
+
+
+def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretrained: bool = False) -> Detector:
+    """Assemble a preset for the named classes.   pretrained: the body begins with ImageNet weights."""
+    if preset not in PRESETS:
+        raise InputError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset](tuple(classes), pretrained)
+
+
+def save_detector(path: str | Path, detector: Detector, state: dict[str, Tensor] | None = None, **about) -> None:
+    """Write a detector in half precision, with everything that is needed to use it again in the file's metadata.
+
+    state: other tensors for the same names, such as an average of the weights.   about: more metadata, such as metrics.
+    """
+    metadata = {**detector.settings, "odutils": __version__, "torch": torch.__version__, "licence": "Apache-2.0", **about}
+    save_weights(path, state or detector.state_dict(), metadata, half=True)
+
+
+def load_detector(path: str | Path) -> Detector:
+    """Read a detector that `save_detector` wrote. Raises InputError if the file is no such file or does not fit."""
+    tensors, metadata = load_weights(path)
+    missing = {"preset", "classes", "size", "squash"} - metadata.keys()
+    if missing:
+        raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}: not a detector of this project")
+    detector = build(metadata["preset"], metadata["classes"])
+    fill(detector, tensors, str(path))
+    detector.settings["size"] = metadata["size"]
+    return detector.eval()
+
+
+def fill(detector: Detector, tensors: dict[str, Tensor], name: str) -> None:
+    """Load tensors into a detector. Raises InputError if they belong to another preset or to other classes."""
+    try:
+        detector.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        preset, classes = detector.settings["preset"], len(detector.settings["classes"])
+        raise InputError(f"{name}: not the weights of a {preset!r} detector of {classes} classes ({reason})") from None

@@ -1,0 +1,194 @@
+"""A film in, the same film with boxes out: H.264 in mp4, which every browser plays.
+
+A thread decodes while the network works on the frames before. Frame times, pixel shape, colour description and sound of
+the source are kept; a film that was turned in the player is turned here.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+from odutils.drawing import draw_detections
+from odutils.errors import InputError
+from odutils.files import replacing
+from odutils.film import FilmReader, read_frames
+from odutils.film_writer import FilmWriter
+
+__all__ = ["VideoReport", "annotate_video", "read_frames"]
+
+
+class VideoReport(NamedTuple):
+    """What became of a film. Seconds are of the clock on the wall; decoding runs beside the other stages."""
+
+    frames: int
+    seconds: float  # the whole, from the first frame read to the last written
+    decode: float  # frames out of the file, in the thread
+    network: float  # predictor: resizing, network, non-maximum suppression
+    draw: float
+    encode: float  # H.264, sound and file
+    wait: float  # time in which there was nothing to do but wait for a decoded frame
+    audio: str  # what became of the sound
+    notes: tuple[str, ...] = ()  # what a user should know, such as a film that is cut short
+
+    @property
+    def rate(self) -> float:
+        """Frames a second."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {getattr(self, name):.1f} s" for name in ("decode", "network", "draw", "encode"))
+        lines = f"{self.frames} frames in {self.seconds:.1f} s, {self.rate:.1f} a second ({parts}); sound: {self.audio}"
+        return "; ".join((lines, *self.notes))
+
+
+def annotate_video(
+    source: str | Path,
+    target: str | Path,
+    predictor,
+    batch_size: int = 4,
+    threshold: float | None = None,
+    progress: bool = True,
+    transform: Callable | None = None,
+    limit: int | None = None,
+) -> VideoReport:
+    """Draw what the predictor finds in each frame of `source` and write the film to `target` (.mp4).
+
+    predictor: has `batch(pictures, threshold=…) -> [Detections]` and `classes`.   batch_size: frames a call of it.
+    transform: `transform(detections, seconds) -> detections`, called in the order of the film, for smoothing.
+    limit: stop after so many frames.   An interrupted run leaves nothing at `target`, or what was there before.
+    Raises InputError for a source that is no film and a target that cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix.lower() not in (".mp4", ".m4v"):
+        raise InputError(f"cannot write {target}: films are written as .mp4")
+    for name, value in (("batch_size", batch_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"cannot write {target}: it is the source; choose another name")
+    options = {} if threshold is None else {"threshold": threshold}
+    spent = {"network": 0.0, "draw": 0.0, "encode": 0.0}
+    frames, begun = 0, perf_counter()
+    with (
+        FilmReader(source, limit) as reader,
+        replacing(target) as temporary,
+        FilmWriter(temporary, reader) as writer,
+        Ahead(reader, 2 * batch_size) as ahead,
+    ):
+        bar = _Bar(reader.total) if progress else None
+        for batch in _batches(ahead, batch_size):
+            pictures = [frame.picture for frame, _ in batch if frame is not None]
+            started = perf_counter()
+            found = predictor.batch(pictures, **options) if pictures else []
+            spent["network"] += perf_counter() - started
+            for index, (frame, sound) in enumerate(batch):
+                started = perf_counter()
+                if frame is not None:
+                    detections = transform(found[index], frame.seconds) if transform else found[index]
+                    frame = frame._replace(picture=draw_detections(frame.picture, detections, predictor.classes))
+                drawn = perf_counter()
+                writer.write(frame, sound)
+                spent["draw"] += drawn - started
+                spent["encode"] += perf_counter() - drawn
+            frames += len(pictures)
+            if bar:
+                bar.update(frames)
+        started = perf_counter()
+        writer.finish()
+        spent["encode"] += perf_counter() - started
+        if bar:
+            bar.finish(frames)
+    seconds = perf_counter() - begun
+    return VideoReport(
+        frames, seconds, ahead.worked, **spent, wait=ahead.waited, audio=writer.sound, notes=tuple(reader.notes)
+    )
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class Ahead:
+    """Takes items out of an iterable in a thread, at most `size` of them ahead. What it raises is raised here.
+
+    Leaving the `with` block ends the thread, whatever happened. `worked` and `waited` are seconds: of the thread at its
+    work, and of the reader without an item.
+    """
+
+    def __init__(self, items: Iterable, size: int):
+        self.items, self.worked, self.waited = items, 0.0, 0.0
+        self.ready, self.stopping = queue.Queue(size), threading.Event()
+        self.thread = threading.Thread(target=self._work, name="odutils-ahead", daemon=True)
+
+    def __enter__(self) -> "Ahead":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stopping.set()
+        self.thread.join()
+
+    def __iter__(self) -> Iterator:
+        while True:
+            started = perf_counter()
+            item, error, more = self.ready.get()
+            self.waited += perf_counter() - started
+            if error is not None:
+                raise error
+            if not more:
+                return
+            yield item
+
+    def _work(self) -> None:
+        items = iter(self.items)
+        try:
+            while not self.stopping.is_set():
+                started = perf_counter()
+                try:
+                    entry = next(items), None, True
+                except StopIteration:
+                    entry = None, None, False
+                self.worked += perf_counter() - started
+                self._put(entry)
+                if not entry[2]:
+                    return
+        except BaseException as error:  # handed over, so that it is not lost in the thread
+            self._put((None, error, False))
+
+    def _put(self, entry: tuple) -> None:
+        while not self.stopping.is_set():
+            try:
+                return self.ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+
+class _Bar:
+    """fastprogress's bar, for a total that is unknown or only estimated."""
+
+    def __init__(self, total: int | None):
+        from fastprogress.fastprogress import progress_bar
+
+        self.bar = progress_bar(None, total=total or "noinfer")
+        self.bar.update(0)
+
+    def update(self, done: int) -> None:
+        self.bar.update(done if self.bar.total is None else min(done, self.bar.total - 1))
+
+    def finish(self, done: int) -> None:
+        from fastprogress.fastprogress import IN_NOTEBOOK
+
+        self.bar.total = done
+        self.bar.update(done)
+        if not IN_NOTEBOOK:
+            print()  # the bar leaves the cursor at its end

@@ -1,0 +1,328 @@
+"""Protects the promise that no half-done file ever looks done: results, downloads over a bad line, archives."""
+
+import hashlib
+import os
+import shutil
+import threading
+import zipfile
+from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from odutils import coco, files
+from odutils.coco import Archive, download_coco, extract
+from odutils.errors import InputError
+from odutils.files import download, replacing
+
+CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
+MD5 = hashlib.md5(CONTENT).hexdigest()
+RunOut = namedtuple("RunOut", "total used free")
+
+
+class BadLine(BaseHTTPRequestHandler):
+    """Serves `server.pages` as badly as the test wishes, and writes down the Range of every request."""
+
+    def do_GET(self):
+        wish = self.server.wish
+        self.server.ranges.append(self.headers.get("Range"))
+        statuses = wish.get("statuses", [])
+        if statuses:
+            return self.send_error(statuses.pop(0))
+        content = self.server.pages[self.path]
+        start = 0
+        if self.headers.get("Range") and wish.get("honour_range", True):
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start + wish.get("lie", 0)))
+        self.end_headers()
+        cuts = wish.get("cuts", [])
+        self.wfile.write(content[start : cuts.pop(0)] if cuts else content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BadLine)
+    server.pages, server.wish, server.ranges = {"/file.bin": CONTENT}, {}, []
+    server.handle_error = lambda *_: None  # a client that hangs up is what some tests are about
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def get(server, folder, **options):
+    return download(f"{server.url}/file.bin", folder / "file.bin", pause=0, **options)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_result_appears_when_the_block_ends_and_the_folder_is_made(tmp_path):
+    target = tmp_path / "runs" / "picture.png"
+    with replacing(target) as temporary:
+        assert temporary.parent == target.parent and temporary.suffix == ".png"
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new" and names(target.parent) == ["picture.png"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failed_block_leaves_the_old_result(tmp_path, failure):
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    with pytest.raises(failure), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise failure
+    assert target.read_text() == "old" and names(tmp_path) == ["result.json"]
+
+
+def test_a_writer_that_writes_nothing_is_noticed(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "result.json"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_and_a_folder_in_the_way_are_told(tmp_path):
+    with (
+        pytest.raises(InputError, match="cannot write .*result.csv: No space left"),
+        replacing(tmp_path / "result.csv"),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(InputError, match="Is a directory"), replacing(tmp_path):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"), replacing(tmp_path / "file" / "result.csv"):
+        pass
+
+
+def test_other_errors_of_the_block_stay_what_they_are(tmp_path):
+    with pytest.raises(ConnectionResetError), replacing(tmp_path / "result.csv"):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match="Permission denied"), replacing(tmp_path / "result.csv"):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_missing_permission_is_told_where_root_may_do_everything(tmp_path, monkeypatch, server):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    with pytest.raises(InputError, match="cannot write .*result.csv: Permission denied$"):
+        with replacing(tmp_path / "result.csv"):
+            pass
+    with pytest.raises(InputError, match="cannot write .*out.mp4: Permission denied: .*film.mp4"):
+        with files.writing(tmp_path / "out.mp4"):
+            refuse(tmp_path / "films" / "film.mp4")
+    usual = files.Path.open
+
+    def wrapped(path, *arguments, **options):
+        return (refuse if path.suffix == ".part" else usual)(path, *arguments, **options)
+
+    monkeypatch.setattr("pathlib.Path.open", wrapped)
+    with pytest.raises(InputError, match="cannot write .*file.bin: Permission denied"):
+        get(server, tmp_path)
+    assert len(server.ranges) == 1  # not a matter of trying again
+
+
+def test_a_download_is_verified_and_kept(tmp_path, server):
+    path = get(server, tmp_path, size=len(CONTENT), md5=MD5)
+    assert path.read_bytes() == CONTENT and names(tmp_path) == ["file.bin"]
+    get(server, tmp_path, size=len(CONTENT), md5=MD5)
+    assert server.ranges == [None]  # the second call asked nobody
+    path.write_bytes(CONTENT[:-1])
+    assert get(server, tmp_path, size=len(CONTENT), md5=MD5).read_bytes() == CONTENT
+
+
+def test_a_cut_connection_goes_on_where_it_stopped(tmp_path, server):
+    server.wish = {"cuts": [1_000_000, 3_000_000]}
+    assert get(server, tmp_path, size=len(CONTENT), md5=MD5).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000000-", "bytes=3000000-"]
+
+
+def test_the_next_call_goes_on_too_but_only_where_a_mixture_would_be_noticed(tmp_path, server):
+    part = tmp_path / "file.bin.part"
+    part.write_bytes(CONTENT[:2_000_000])
+    get(server, tmp_path, size=len(CONTENT), md5=MD5)
+    assert server.ranges == ["bytes=2000000-"]
+    (tmp_path / "file.bin").unlink()
+    part.write_bytes(b"x" * 2_000_000)
+    assert get(server, tmp_path, size=len(CONTENT)).read_bytes() == CONTENT
+    assert server.ranges[1:] == [None]
+
+
+@pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 5])
+def test_a_part_as_long_as_the_file_or_longer_is_no_obstacle(tmp_path, server, length):
+    (tmp_path / "file.bin.part").write_bytes((CONTENT + b"extra")[:length])
+    server.wish = {"statuses": [416]} if length > len(CONTENT) else {}
+    assert get(server, tmp_path, size=len(CONTENT), md5=MD5).read_bytes() == CONTENT
+
+
+def test_a_server_that_ignores_range_begins_again_and_not_for_ever(tmp_path, server):
+    server.wish = {"honour_range": False, "cuts": [1_000_000, 2_000_000]}
+    assert get(server, tmp_path, md5=MD5).read_bytes() == CONTENT
+    (tmp_path / "file.bin").unlink()
+    server.wish["cuts"] = [1_000_000] * 100
+    with pytest.raises(InputError, match="failed 4 times .*cut after 1,000,000 of 5,120,000"):
+        get(server, tmp_path, md5=MD5, attempts=4)
+    assert len(server.wish["cuts"]) == 96 and names(tmp_path) == ["file.bin.part"]
+
+
+def test_wrong_bytes_never_get_the_name(tmp_path, server):
+    server.pages["/file.bin"] = b"!" + CONTENT[1:]
+    with pytest.raises(InputError, match=f"its MD5 is .* instead of {MD5}"):
+        get(server, tmp_path, size=len(CONTENT), md5=MD5)
+    assert names(tmp_path) == []
+
+
+def test_another_size_is_told_before_the_first_byte(tmp_path, server):
+    with pytest.raises(InputError, match="offers 5,120,000 bytes instead of 7"):
+        get(server, tmp_path, size=7)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("lie", [-1000, 1000])
+def test_a_lie_about_the_length_is_noticed(tmp_path, server, lie):
+    server.wish = {"lie": lie}
+    with pytest.raises(InputError):
+        get(server, tmp_path, md5=MD5, attempts=2)
+    assert "file.bin" not in names(tmp_path)
+
+
+def test_what_cannot_get_better_is_asked_once_and_the_rest_again(tmp_path, server):
+    server.wish = {"statuses": [404]}
+    with pytest.raises(InputError, match="answers 404"):
+        get(server, tmp_path)
+    server.wish = {"statuses": [500, 503]}
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    server.wish = {"statuses": [500] * 9}
+    with pytest.raises(InputError, match="failed 3 times .*500"):
+        download(f"{server.url}/file.bin", tmp_path / "other", attempts=3, pause=0)
+    assert len(server.wish["statuses"]) == 6
+
+
+def test_nobody_at_home_and_a_strange_address(tmp_path):
+    with pytest.raises(InputError, match="the connection failed 2 times"):
+        download("http://127.0.0.1:9/file", tmp_path / "file", attempts=2, pause=0)
+    with pytest.raises(InputError, match="only http"):
+        download("file:///etc/hostname", tmp_path / "file")
+
+
+def test_space_is_looked_at_before_the_first_byte(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: RunOut(10, 9, 1_000_000))
+    with pytest.raises(InputError, match="needs 5 MB and only 1 MB are free"):
+        get(server, tmp_path)
+    assert names(tmp_path) == []
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_folder_of_an_archive_is_unpacked(tmp_path):
+    archive = zip_of(tmp_path / "a.zip", {"val/1.jpg": b"one", "val/deep/2.jpg": b"two", "other.txt": b"three"})
+    assert extract(archive, tmp_path / "all") == tmp_path / "all"
+    assert names(tmp_path / "all") == ["other.txt", "val"]
+    extract(archive, tmp_path / "pictures", inside="val")
+    assert (tmp_path / "pictures" / "deep" / "2.jpg").read_bytes() == b"two"
+    assert names(tmp_path) == ["a.zip", "all", "pictures"]
+    with pytest.raises(InputError, match="already exists"):
+        extract(archive, tmp_path / "all")
+    with pytest.raises(InputError, match="no files in train"):
+        extract(archive, tmp_path / "new", inside="train")
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/out.txt", "..\\out.txt", "C:\\out.txt"])
+def test_a_member_that_leads_outside_stops_everything(tmp_path, name):
+    archive = zip_of(tmp_path / "a.zip", {"good.txt": b"", name: b"bad"})
+    with pytest.raises(InputError, match="leads outside"):
+        extract(archive, tmp_path / "folder")
+    assert names(tmp_path) == ["a.zip"]
+
+
+def test_a_symbolic_link_stops_everything(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc")
+    with pytest.raises(InputError, match="leads outside"):
+        extract(tmp_path / "a.zip", tmp_path / "folder")
+
+
+def test_broken_archives_leave_nothing(tmp_path, monkeypatch):
+    archive = zip_of(tmp_path / "a.zip", {"1.txt": b"first", "2.txt": b"second" * 100})
+    whole = archive.read_bytes()
+    for broken in (b"", whole[:60], whole.replace(b"secondsecond", b"SECONDsecond", 1)):
+        archive.write_bytes(broken)
+        with pytest.raises(InputError, match="broken archive"):
+            extract(archive, tmp_path / "folder")
+    with pytest.raises(InputError, match="no such archive"):
+        extract(tmp_path / "none.zip", tmp_path / "folder")
+    archive.write_bytes(whole)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: RunOut(10, 9, 100))
+    with pytest.raises(InputError, match="unpacking a.zip needs"):
+        extract(archive, tmp_path / "folder")
+    assert names(tmp_path) == ["a.zip"]
+
+
+@pytest.fixture
+def small_coco(tmp_path, server, monkeypatch):
+    """A COCO of two pictures on the local server."""
+    members = {
+        "annotations": {"annotations/instances_train2017.json": b"{}", "annotations/instances_val2017.json": b"{}"},
+        "val2017": {"val2017/1.jpg": b"one", "val2017/2.jpg": b"two"},
+    }
+    for name, content in members.items():
+        archive = zip_of(tmp_path / "made.zip", content).read_bytes()
+        address = coco.ARCHIVES[name].address
+        server.pages[f"/{address}"] = archive
+        entry = Archive(address, len(archive), hashlib.md5(archive).hexdigest(), 1000, 2)
+        monkeypatch.setitem(coco.ARCHIVES, name, entry)
+    return server
+
+
+def test_coco_lies_as_the_data_set_reads_it(tmp_path, small_coco):
+    root = download_coco(tmp_path / "coco", server=small_coco.url)
+    found = sorted(str(path.relative_to(root)) for path in root.rglob("*.*"))
+    annotations = [os.path.join("annotations", f"instances_{split}2017.json") for split in ("train", "val")]
+    assert found == [*annotations, os.path.join("val2017", "1.jpg"), os.path.join("val2017", "2.jpg")]
+    asked = len(small_coco.ranges)
+    download_coco(root, server=small_coco.url)
+    assert len(small_coco.ranges) == asked
+
+
+def test_coco_refuses_what_would_look_done(tmp_path, small_coco, monkeypatch):
+    with pytest.raises(InputError, match="'test2017'"):
+        download_coco(tmp_path / "coco", splits=("test2017",), server=small_coco.url)
+    (tmp_path / "coco" / "val2017").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds 0 of 2 files"):
+        download_coco(tmp_path / "coco", server=small_coco.url)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: RunOut(10, 9, 1500))
+    with pytest.raises(InputError, match="COCO .* needs"):
+        download_coco(tmp_path / "other", server=small_coco.url)
+    assert small_coco.ranges == []
+
+
+def test_the_checkout_s_data_is_found():
+    assert files.DATA == files.PACKAGE.parent / "data"
