@@ -8,7 +8,6 @@ Labels: 0 = padding, 1…C = the classes in order, -1 = ignore (a crowd, or an o
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,10 +27,10 @@ class CocoDetections(CocoDetection):
     """torchvision's CocoDetection as examples for a detector.
 
     `dataset[i]` or `dataset[epoch, i]` -> (image (3, S, S) uint8, boxes (M, 4), labels (M,), known (C,), dropped: int).
-    Pictures without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only those
-    classes; `known` says so, and the loss leaves the others alone.
+    Pictures without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only
+    those classes; `known` says so, and the loss leaves the others alone.
 
-    classes: names in label order; default: COCO's 80 if the file uses no others, else the file's own in category-id order.
+    classes: names in label order; default: COCO's 80 if the file uses no others, else its own in category-id order.
     augment: None for validation.   squash: as in `pictures.fit`.
     Raises InputError if there is no such folder or file, or the file is not COCO's format.
     """
@@ -62,7 +61,7 @@ class CocoDetections(CocoDetection):
         unknown = sorted(set(names.values()) - set(self.classes))
         if unknown:
             raise InputError(f"{file}: its categories {', '.join(unknown)} are not among the detector's classes")
-        self.label_of = {id_: self.classes.index(name) + 1 for id_, name in names.items()}  # by name: none can be shifted
+        self.label_of = {id_: self.classes.index(name) + 1 for id_, name in names.items()}  # by name: no shift
         self.category_of = {label: id_ for id_, label in self.label_of.items()}
         self.boxes, self.labels = [], []  # an image: (M, 4) xyxy in pixels, (M,)
         for image_id in self.ids:
@@ -81,10 +80,11 @@ class CocoDetections(CocoDetection):
                 raise InputError(f"{file}: annotation {number}: {error!r}; `odutils check` lists all faults") from None
             annotation.setdefault("area", width * height)  # pycocotools wants both, people's own files often lack them
             annotation.setdefault("iscrowd", 0)
+            difficult = bool(annotation.get("difficult") or annotation.get("ignore"))
+            annotation["difficult"] = int(difficult)  # for evaluation: pycocotools overwrites "ignore"
             if width > 0 and height > 0:
-                ignore = annotation.get("iscrowd") or annotation.get("difficult") or annotation.get("ignore")
                 boxes.append([x, y, x + width, y + height])
-                labels.append(-1 if ignore else label)
+                labels.append(-1 if annotation["iscrowd"] or difficult else label)
         return np.float32(boxes).reshape(-1, 4), np.int64(labels)
 
     def _load_image(self, id: int) -> np.ndarray:
@@ -113,14 +113,16 @@ def annotation_file(root: str | Path, split: str) -> Path:
     """root/annotations/instances_{split}.json. Raises InputError if it or the folder of pictures is not there."""
     file, pictures = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
     if not file.is_file():
-        raise InputError(f"{file}: no such file; a data set has annotations/instances_SPLIT.json and its pictures in SPLIT/")
+        raise InputError(
+            f"{file}: no such file; a data set has annotations/instances_SPLIT.json and pictures in SPLIT/"
+        )
     if not pictures.is_dir():
         raise InputError(f"{pictures}: no such folder; the pictures of split {split!r} belong there")
     return file
 
 
 def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Examples -> one batch (images, boxes, labels, known), boxes and labels zero-padded to the largest number of objects."""
+    """Examples -> one batch (images, boxes, labels, known), boxes and labels zero-padded to the most objects."""
     images, boxes, labels, known, _ = zip(*examples, strict=True)
     most = max(len(one) for one in labels)
     padded_boxes, padded_labels = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.int64)
@@ -133,9 +135,9 @@ def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class EpochSampler(Sampler):
     """Yields (epoch, index): a new order each epoch, a function of (seed, epoch) alone.
 
-    balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f comes
-    sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2).
-    process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen in it) before use.
+    balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f
+    comes sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2).
+    process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen) before use.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         chance = np.random.default_rng([self.seed, self.epoch])
         order = chance.permutation(len(self.repeats))
-        ticks = np.arange(int(self.repeats.sum())) + chance.random()  # each picture covers `repeats` ticks of this ruler
+        ticks = np.arange(int(self.repeats.sum())) + chance.random()  # a picture covers `repeats` ticks of this ruler
         order = order[np.searchsorted(self.repeats[order].cumsum(), ticks).clip(max=len(order) - 1)]
         mine = chance.permutation(order)[self.process :: self.processes][: self.length]
         return iter([(self.epoch, int(index)) for index in mine[self.start :]])
@@ -166,7 +168,9 @@ def repeat_factors(dataset: CocoDetections, balance: float) -> np.ndarray:
     return np.where(present, np.sqrt(balance / share), 1).max(axis=1, initial=1.0)
 
 
-def make_loader(dataset: CocoDetections, batch_size: int, sampler: Sampler | None = None, workers: int = 2) -> DataLoader:
+def make_loader(
+    dataset: CocoDetections, batch_size: int, sampler: Sampler | None = None, workers: int = 2
+) -> DataLoader:
     """Batches of a data set, made by `workers` processes (0: this one). What they hold does not depend on `workers`."""
     return DataLoader(
         dataset,

@@ -16,9 +16,7 @@ from odutils.files import replacing
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 LETTERS_HAVE_WEIGHT = int(cv2.__version__.split(".")[0]) >= 5  # true letters; before 5 they were strokes of one width
-TEXT_SIZE = (
-    1 / 32 if LETTERS_HAVE_WEIGHT else 1 / 40
-)  # height of a line of text, of the picture's size (root of its area); readable at half width
+TEXT_SIZE = 1 / 32 if LETTERS_HAVE_WEIGHT else 1 / 40  # height of a line, of the picture's size (root of its area)
 LINE_WIDTH = 1 / 150  # of the picture's size
 SMALLEST_TEXT = 11.0  # pixels: below it letters run together
 READABLE = 0.30  # luminance up to which white has a contrast of 3:1, which is enough for letters as bold as these

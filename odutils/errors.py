@@ -1,5 +1,9 @@
-"""The one error a user can mend: what was wrong, where, and what to do."""
+"""The errors a user can mend: what was wrong, where, and what to do."""
 
 
 class InputError(Exception):
     """Input that the user can mend. The message is one sentence, and the command line prints it as one line."""
+
+
+class UnreadableError(InputError):
+    """A picture or film that is there but is not what it should be: broken, cut short, or something else."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odutils.anchors import AnchorGrid
 from odutils.datasets import CocoDetections
+from odutils.errors import InputError
 from odutils.inference import EVALUATED, Detections, Predictor, select, to_detections
 from odutils.pictures import place
 
@@ -38,12 +39,15 @@ def predict(predictor: Predictor, dataset: CocoDetections, batch_size: int = 8) 
     for first in range(0, len(dataset), batch_size):
         indices = range(first, min(first + batch_size, len(dataset)))
         pictures = [dataset._load_image(dataset.ids[index]) for index in indices]
-        for index, found in zip(indices, predictor.batch(pictures, threshold=EVALUATED, one_class_each=False), strict=True):
+        found_in_each = predictor.batch(pictures, threshold=EVALUATED, one_class_each=False)
+        for index, found in zip(indices, found_in_each, strict=True):
             results += to_results(dataset, index, found)
     return results
 
 
-def results_of_batch(dataset: CocoDetections, first: int, predictions: tuple[Tensor, Tensor], grid: AnchorGrid) -> list[dict]:
+def results_of_batch(
+    dataset: CocoDetections, first: int, predictions: tuple[Tensor, Tensor], grid: AnchorGrid
+) -> list[dict]:
     """COCO results of a batch that the data set itself made, its images numbered from `first`."""
     results = []
     for index, (logits, codes) in enumerate(zip(*predictions, strict=True), start=first):
@@ -56,10 +60,13 @@ def results_of_batch(dataset: CocoDetections, first: int, predictions: tuple[Ten
 
 
 def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None) -> dict:
-    """COCO's metrics by pycocotools: AP (IoU 0.50:0.95), AP50, AP75, AP of small, medium and large objects; -1: no such object.
+    """COCO's metrics by pycocotools: AP (IoU 0.50:0.95), AP50, AP75, AP of small, medium, large objects; -1: none.
 
-    Crowds and difficult objects count neither way. `by_class` {name: AP50} comes with them.
+    Crowds, difficult objects and classes that an image's source does not label count neither way. With them comes
+    `by_class` {name: AP50}. image_ids: score these images only.
+    Raises InputError if a result names another image or category.
     """
+    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     class Evaluation(COCOeval):
@@ -69,19 +76,28 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
                 for one in objects:
                     one["ignore"] = int(bool(one["ignore"] or one.get("difficult")))
 
-    if not results:
-        return dict.fromkeys(NAMES, 0.0) | {"by_class": {}}
+    results = only_labelled(dataset, results)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = Evaluation(dataset.coco, dataset.coco.loadRes(copy.deepcopy(results)), "bbox")
+        detected = dataset.coco.loadRes(copy.deepcopy(results)) if results else COCO()  # loadRes chokes on none
+        evaluation = Evaluation(dataset.coco, detected, "bbox")
         if image_ids is not None:
             evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # (recalls, categories) at IoU 0.5, any size, 100 detections
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # (recalls, categories): IoU 0.5, any size, 100 detections
     names = [category["name"] for category in dataset.coco.loadCats(evaluation.params.catIds)]
     by_class = {name: float(p.mean()) for name, p in zip(names, precision.T, strict=True) if (p > -1).all()}
     return dict(zip(NAMES, map(float, evaluation.stats[:6]), strict=True)) | {"by_class": by_class}
+
+
+def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
+    """Results without those of classes that their image's source does not label: nobody knows if they are right."""
+    known = {image_id: dataset.known(index).tolist() for index, image_id in enumerate(dataset.ids)}
+    try:
+        return [r for r in results if known[r["image_id"]][dataset.label_of[r["category_id"]] - 1]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"a result without or with an unknown image_id or category_id ({error!r})") from None
 
 
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:

@@ -1,7 +1,7 @@
 """Pictures in: any file as an upright RGB array, fitted to the network's input.
 
-A picture is a `uint8` array (H, W, 3), RGB, upright. The network sees it through `fit`, which says how it was placed, so
-that boxes find their way back (`to_input`, `to_picture`).
+A picture is a `uint8` array (H, W, 3), RGB, upright. The network sees it through `fit`, which says how it was placed,
+so that boxes find their way back (`to_input`, `to_picture`).
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ GREY = (
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any PIL image (grey, 16-bit, palette, CMYK, transparent, EXIF-rotated) as an upright (H, W, 3) uint8 RGB array."""
+    """Any PIL image (grey, 16-bit, palette, CMYK, transparent, EXIF-rotated) as upright (H, W, 3) uint8 RGB array."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel (or more): PIL would cut off at 255 instead of scaling
         values = np.asarray(image, dtype=np.float32)
@@ -112,7 +112,8 @@ def fit(
 ) -> tuple[np.ndarray, Placement]:
     """Resize a picture once for the network: its longer side becomes `size`, the rest of the input is grey.
 
-    squash: stretch it to size × size instead, as the article does.   shape: (height, width) of the input, default size × size.
+    squash: stretch it to size × size instead, as the article does.
+    shape: (height, width) of the input, default size × size.
     Returns the input (height, width, 3) uint8 and the placement of the picture in its upper left corner.
     """
     height, width = picture.shape[:2]

@@ -137,19 +137,26 @@ def train(
         callbacks.SaveBest(out / "best.safetensors", **about),
     ]
     extra = [resume, *(reports if first else []), *([callbacks.Progress()] if first and progress else [])]
-    learn = make_learner(detector, dls, recipe, loss, accelerator.device, extra)
     if processes > 1:
-        share(learn, accelerator)
+        extra.append(Share(accelerator))
+    learn = make_learner(detector, dls, recipe, loss, accelerator.device, extra)
     learn.fit(recipe.epochs)
     return out / "best.safetensors"
 
 
-def share(learn, accelerator) -> None:
+class Share(callbacks.Callback):
     """Let the processes of `accelerate launch` work on one batch: mean gradients, and one normaliser for all of them.
 
     DistributedDataParallel takes the mean of the processes' gradients; dividing by the mean of their target sums makes it
     the gradient of the joint batch.
     """
-    count = accelerator.num_processes
-    learn.loss_func.normalise = lambda total: accelerator.reduce(total, "sum").clamp(min=1) / count
-    learn.model = accelerator.prepare_model(learn.model)
+
+    order = 5  # after FreezeBody: only parameters that learn are exchanged
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+
+    def before_fit(self, learn):
+        count = self.accelerator.num_processes
+        learn.loss_func.normalise = lambda total: self.accelerator.reduce(total, "sum").clamp(min=1) / count
+        learn.model = self.accelerator.prepare_model(learn.detector)

@@ -231,7 +231,7 @@ def test_a_broadcast_that_starts_late_starts_at_zero_with_its_sound(tmp_path):
 def test_films_of_a_turned_phone_come_out_upright(tmp_path, rotation, corner):
     """`rotation` is counterclockwise: at 90 what was the upper left corner becomes the lower left one."""
     source, target, finder = make_film(tmp_path / "a.mp4", rotation=rotation), tmp_path / "out.mp4", SquareFinder()
-    run(source, target, finder)
+    run(source, target, finder, transform=forget)  # the letters of a tag are bright too
     shape = (96, 160, 3) if rotation in (0, 180) else (160, 96, 3)
     assert finder.shapes == {shape}
     for path in (source, target):

@@ -1,0 +1,149 @@
+"""Protects augmentation: boxes stay on their objects, what is hardly visible is dropped and counted, a picture is
+resized once at most, and the same (seed, epoch, index) gives the same bytes."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from odutils import augmentation
+from odutils.augmentation import Augment, clip_boxes
+from odutils.datasets import CocoDetections
+from odutils.pictures import GREY, fit
+
+# Far from each other, from the background and from the border's grey: what resizing mixes stays recognisable.
+COLOURS = np.float32([[255, 0, 0], [0, 255, 0], [255, 255, 0]])
+OTHERS = np.float32([[0, 0, 120], [GREY] * 3])
+BOXES = np.float32([[10, 20, 70, 60], [120, 30, 180, 130], [30, 100, 90, 140]])
+
+
+def painted(height=150, width=200):
+    """A dark blue picture with one rectangle in each of COLOURS."""
+    picture = np.full((height, width, 3), OTHERS[0], np.uint8)
+    for colour, (x1, y1, x2, y2) in zip(COLOURS, BOXES.astype(int), strict=True):
+        picture[y1:y2, x1:x2] = colour
+    return picture
+
+
+def pixels_of(picture):
+    """For each of COLOURS where it is the nearest colour: three (H, W) bool."""
+    distances = np.linalg.norm(picture[:, :, None] - np.concatenate([COLOURS, OTHERS]), axis=-1)  # (H, W, colours)
+    return [distances.argmin(axis=-1) == index for index in range(len(COLOURS))]
+
+
+def box_around(mask):
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+@pytest.fixture
+def geometry_only(monkeypatch):
+    """A function (size, squash) -> Augment that leaves the colours as they are."""
+
+    def make(size, squash=False):
+        augment = Augment(size, squash, seed=1)
+        monkeypatch.setattr(augment, "colour", lambda image: image)
+        return augment
+
+    return make
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("size", [128, 333])
+def test_boxes_follow_the_pixels(geometry_only, size, squash):
+    augment, moved, seen = geometry_only(size, squash), 0, 0
+    for index in range(60):
+        image, boxes, kept = augment(painted(), BOXES, 0, index)
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        for box, keep, mask in zip(boxes * size, kept, pixels_of(image), strict=True):
+            if keep:
+                assert np.abs(box - box_around(mask)).max() < 1.5
+                seen += 1
+                moved += np.abs(box - BOXES[0] * size / 200).max() > 2
+            assert box.min() >= 0 and box.max() <= size + 1e-3
+    assert seen > 100 and moved > 100
+
+
+def test_what_keeps_less_than_a_third_is_dropped(geometry_only, monkeypatch):
+    """Counted in pixels, on the picture before it is resized: nothing is mixed there."""
+    pictures = []
+    monkeypatch.setattr(augmentation, "fit", lambda picture, *more: pictures.append(picture) or fit(picture, *more))
+    augment, dropped = geometry_only(64), 0
+    areas = (BOXES[:, 2] - BOXES[:, 0]) * (BOXES[:, 3] - BOXES[:, 1])
+    for index in range(150):
+        _, _, kept = augment(painted(), BOXES, 0, index)
+        shares = np.array([mask.sum() for mask in pixels_of(pictures.pop())]) / areas
+        certain = np.abs(shares - 1 / 3) > 0.03
+        assert (kept == (shares > 1 / 3))[certain].all()
+        dropped += (~kept).sum()
+    assert dropped > 5
+
+
+def test_the_data_set_counts_what_was_dropped(tmp_path, write_dataset):
+    objects = [[{"bbox": [0, 0, 8, 64], "category_id": 1}, {"bbox": [30, 20, 30, 20], "category_id": 1}]]
+    root = write_dataset(tmp_path / "d", objects, {1: "person"})
+    dataset = CocoDetections(root, "train", size=64, augment=Augment(64))
+    examples = [dataset[epoch, 0] for epoch in range(60)]
+    assert all(len(boxes) == len(labels) == 2 - dropped for _, boxes, labels, _, dropped in examples)
+    assert 0 < sum(dropped for *_, dropped in examples) < 60
+
+
+def test_clip_boxes():
+    boxes = np.float32([[-10, 0, 20, 10], [-25, 0, 5, 10], [50, 50, 60, 60], [3, 3, 3, 9], [1, 1, 2, 2]])
+    clipped, kept = clip_boxes(boxes, 40, 30)
+    assert kept.tolist() == [True, False, False, False, True]
+    assert clipped[[0, 4]].tolist() == [[0, 0, 20, 10], [1, 1, 2, 2]]
+    assert clip_boxes(boxes, 40, 30, keep=0)[1].tolist() == [True, True, False, False, True]
+    assert boxes[0, 0] == -10  # the argument is left alone
+
+
+@pytest.mark.parametrize("height, width", [(150, 200), (128, 128), (40, 60), (1, 1)])
+def test_a_picture_is_resized_once_at_most(monkeypatch, height, width):
+    calls = []
+    for name in ("resize", "warpAffine", "warpPerspective", "remap"):
+        original = getattr(cv2, name)
+        monkeypatch.setattr(cv2, name, lambda *a, _f=original, _n=name, **k: calls.append(_n) or _f(*a, **k))
+    augment, picture = Augment(128), np.zeros((height, width, 3), np.uint8)
+    for index in range(40):
+        calls.clear()
+        augment(picture, np.zeros((0, 4), np.float32), 0, index)
+        assert calls in ([], ["resize"])
+
+
+def test_chance_is_a_function_of_seed_epoch_and_index():
+    keys = [(epoch, index) for epoch in range(3) for index in range(4)]
+    augment, other = Augment(96, seed=3), Augment(96, seed=3)
+    there = {key: augment(painted(), BOXES, *key) for key in keys}
+    np.random.seed(5)
+    back = {key: other(painted(), BOXES, *key) for key in reversed(keys)}
+    for key in keys:
+        assert all(np.array_equal(a, b) for a, b in zip(there[key], back[key], strict=True))
+    assert len({image.tobytes() for image, *_ in there.values()}) == len(keys)
+    assert not np.array_equal(Augment(96, seed=4)(painted(), BOXES, 0, 0)[0], there[0, 0][0])
+
+
+def test_the_argument_is_left_alone():
+    picture, boxes, augment = painted(), BOXES.copy(), Augment(96)
+    for index in range(10):
+        augment(picture, boxes, 0, index)
+    assert np.array_equal(picture, painted()) and np.array_equal(boxes, BOXES)
+
+
+def test_pictures_without_objects():
+    _, boxes, kept = Augment(64)(painted(), np.zeros((0, 4), np.float32), 0, 0)
+    assert boxes.shape == (0, 4) and kept.shape == (0,)
+
+
+def test_imgaug_works_with_this_numpy_and_is_loaded_when_needed_only():
+    """In a process of its own, so that nothing has mended numpy before."""
+    code = (
+        "import sys, numpy as np, odutils.augmentation as a\n"
+        "assert 'imgaug' not in sys.modules\n"
+        "picture = np.full((40, 60, 3), 90, np.uint8)\n"
+        "out = [a.Augment(32)(picture, np.float32([[5, 5, 30, 30]]), 0, i)[0] for i in range(40)]\n"
+        "assert len({o.tobytes() for o in out}) == 40"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

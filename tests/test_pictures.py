@@ -1,0 +1,189 @@
+"""Protects what comes in: every kind of picture file arrives upright, in RGB, 8 bits; boxes find their way to the
+network's input and back; and what is no picture is refused in one sentence."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from odutils.errors import InputError
+from odutils.pictures import GREY, fit, input_shape, list_pictures, read_picture, to_rgb, upright_size
+
+
+def three_greys():
+    return np.uint8([[0, 100, 255]])
+
+
+def test_rgb_arrives_as_it_is(tmp_path, draw_picture):
+    picture = draw_picture()
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png")
+    assert read.dtype == np.uint8 and np.array_equal(read, picture)
+
+
+def test_grey(tmp_path):
+    Image.fromarray(three_greys()).save(tmp_path / "grey.png")
+    assert read_picture(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+
+
+def test_16_bit_grey_is_scaled_not_cut_off(tmp_path):
+    values = np.uint16([[0, 257 * 100, 65535]])
+    cv2.imwrite(str(tmp_path / "grey.png"), values)
+    assert read_picture(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+
+
+def test_1_bit(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
+    assert read_picture(tmp_path / "bits.png").tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_palette_with_transparency_lies_on_white(tmp_path):
+    image = Image.fromarray(np.uint8([[0, 1]]), "L").convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.info["transparency"] = 1
+    image.save(tmp_path / "palette.png", transparency=1)
+    assert read_picture(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_rgba_is_blended_with_white(tmp_path):
+    Image.fromarray(np.uint8([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 51]]])).save(tmp_path / "a.png")
+    opaque, clear, fifth = read_picture(tmp_path / "a.png")[0].tolist()
+    assert (opaque, clear) == ([200, 0, 100], [255, 255, 255])
+    assert np.allclose(fifth, [0.2 * v + 0.8 * 255 for v in (200, 0, 100)], atol=1)
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
+    assert np.abs(read_picture(tmp_path / "print.jpg").astype(int) - [255, 0, 0]).max() < 12
+
+
+# What a viewer must do to the stored pixels for each orientation (EXIF 2.3, tag 0x0112), in NumPy's words.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_turned_pictures_arrive_upright(tmp_path, draw_picture, orientation, suffix):
+    exif, path = Image.Exif(), tmp_path / f"turned.{suffix}"
+    exif[0x0112] = orientation
+    Image.fromarray(draw_picture(24, 40)).save(path, exif=exif, quality=95, subsampling=0)
+    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
+    expected, read = UPRIGHT[orientation](stored), read_picture(path)
+    assert read.shape == expected.shape and np.abs(read.astype(int) - expected).max() <= 3  # two JPEG decoders
+    assert upright_size(path) == expected.shape[1::-1]
+
+
+def test_one_pixel(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
+    picture = read_picture(tmp_path / "dot.png")
+    assert picture.tolist() == [[[1, 2, 3]]]
+    fitted, placement = fit(picture, 64)
+    assert fitted.shape == (64, 64, 3) and (fitted == [1, 2, 3]).all()
+    assert placement.to_picture(np.float32([[0, 0, 1, 1]])).tolist() == [[0, 0, 1, 1]]
+
+
+def test_to_rgb_leaves_its_argument_alone(draw_picture):
+    image = Image.fromarray(draw_picture()).convert("RGBA")
+    before = image.copy()
+    to_rgb(image)
+    assert image == before
+
+
+def write_truncated(path):
+    Image.effect_noise((90, 60), 80).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (write_truncated, "truncated"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_text("not a picture"), "cannot be read"),
+        (lambda path: path.mkdir(), "cannot be read"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["truncated", "empty", "text", "folder", "missing"],
+)
+def test_what_is_no_picture_is_refused_in_one_line(tmp_path, make, words):
+    path = tmp_path / "a.jpg"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        read_picture(path)
+    assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(path)
+    path.chmod(0)
+    with pytest.raises(InputError, match="permission"):
+        read_picture(path)
+
+
+def test_pictures_of_a_folder(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "c.jpeg.part"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_pictures(tmp_path)] == ["a.jpg", "b.PNG"]
+
+
+def test_folders_that_cannot_be_listed(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="no pictures"):
+        list_pictures(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        list_pictures(tmp_path / "nothing")
+
+
+SIDE = st.integers(1, 300)
+
+
+@settings(deadline=None)
+@given(SIDE, SIDE, st.sampled_from([64, 96, 128]), st.booleans(), st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_boxes_go_to_the_input_and_back(height, width, size, squash, corners):
+    fitted, placement = fit(np.zeros((height, width, 3), np.uint8), size, squash)
+    assert fitted.shape == (size, size, 3)
+    box = np.float32([corners]) * np.float32([width, height] * 2)  # (1, 4) in pixels
+    there = placement.to_input(box)
+    assert there.min() >= 0 and there.max() <= 1 + 1e-6
+    assert np.allclose(placement.to_picture(there), box, atol=1e-3)
+
+
+@settings(deadline=None)
+@given(SIDE, SIDE, st.sampled_from([64, 100, 320]), st.booleans())
+def test_the_input_is_the_smallest_that_holds_the_picture(height, width, size, squash):
+    shape = input_shape(height, width, size, squash)
+    if squash:
+        assert shape == (size, size)
+        return
+    fitted, placement = fit(np.zeros((height, width, 3), np.uint8), size, shape=shape)
+    assert fitted.shape[:2] == shape
+    for side, whole in zip(shape, (placement.scale_y * height, placement.scale_x * width), strict=True):
+        assert side % 64 == 0 and side - 64 < whole <= side + 1e-6
+
+
+def test_the_picture_lies_in_the_corner_and_the_rest_is_grey():
+    fitted, placement = fit(np.full((30, 60, 3), 200, np.uint8), 64)
+    assert (fitted[:32] == 200).all() and (fitted[32:] == GREY).all()
+    assert placement.to_input(np.float32([[0, 0, 60, 30]])).tolist() == [[0, 0, 1, 0.5]]
+
+
+def test_shrinking_averages(draw_picture):
+    """A chessboard of single pixels becomes grey, not black or white."""
+    board = np.indices((128, 128)).sum(axis=0) % 2 * np.uint8(255)
+    fitted, _ = fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 64)
+    assert np.abs(fitted.astype(int) - 127).max() <= 1
