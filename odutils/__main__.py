@@ -9,27 +9,17 @@ Results go to stdout, and what went wrong to stderr, a line each. Exit codes:
     130  stopped with Ctrl-C
 """
 
-import argparse
 import os
 import sys
 import warnings
 
-from odutils import commands
 from odutils.errors import InputError, UnreadableError
-
-# Shown in --help without importing torch; a test keeps them equal to training.Recipe's.
-RECIPE = {"preset": "pyramid", "size": 256, "epochs": 12, "batch_size": 16, "lr": 1.5e-3, "body_lr": 2e-4, "seed": 0}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"odutils: {' '.join(message.split())} (see {self.prog} --help)\n")
+from odutils.inputs import complain
+from odutils.options import make_parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code, see above. Wrong arguments and --help raise SystemExit, as argparse does."""
+    """Run a command; returns the exit code, see above. Raises SystemExit for --help and for wrong arguments."""
     args = make_parser().parse_args(argv)
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -40,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             complain(error)
             return 1 if isinstance(error, UnreadableError) else 2
         except ModuleNotFoundError as error:
-            complain(f"the package {error.name} is not installed: pip install 'odutils[train]' brings all that is needed")
+            complain(f"the package {error.name} is not installed: pip install 'odutils[train]'")
             return 2
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,155 +39,8 @@ def main(argv: list[str] | None = None) -> int:
             complain(f"{error.filename}: {error.strerror}" if error.filename else error)
             return 2
         except KeyboardInterrupt as error:
-            complain(f"stopped{error}")
+            complain(f"stopped: {error}" if str(error) else "stopped")
             return 130
-
-
-def complain(problem: Exception | str) -> None:
-    """One line on stderr. Of an error from a loader's process, which arrives as a whole traceback, its last line."""
-    lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    if "Original Traceback" in str(problem):
-        lines = lines[-1].split("Error: ", 1)[-1:]
-    print("odutils:", " ".join(" ".join(lines).split()), file=sys.stderr)
-
-
-def make_parser() -> Parser:
-    parser = Parser("python -m odutils", description="Finds objects in pictures and films, and learns to.")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, function, purpose: str, example: str, parents=subparsers) -> Parser:
-        command = parents.add_parser(
-            name,
-            help=purpose,
-            description=purpose[0].upper() + purpose[1:] + ".",
-            epilog=f"example:\n  python -m odutils {example}",
-            formatter_class=ExampleFormatter,
-        )
-        command.set_defaults(command=function)
-        return command
-
-    command = add("detect", commands.detect, "draw boxes on pictures", "detect holiday/ cat.jpg --out found")
-    command.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
-    command.add_argument("--out", default="runs/detect", metavar="FOLDER", help="for the annotated pictures")
-    command.add_argument("--json", metavar="FILE", help="write what was found in COCO's form, too")
-    add_predictor(command)
-    command.add_argument("--iou", type=share, metavar="0…1", help="two boxes of a class that overlap by more are one")
-    command.add_argument(
-        "--every-class", action="store_true", help="keep boxes of different classes on one object, as scoring wants"
-    )
-
-    command = add("video", commands.video, "draw boxes on a film", "video street.mp4 --out street_boxes.mp4")
-    command.add_argument("source", metavar="FILM")
-    command.add_argument("--out", metavar="FILM.mp4", help="(default: runs/video/NAME.mp4)")
-    add_predictor(command)
-    command.add_argument("--batch-size", type=positive, default=4, metavar="N", help="frames at a time")
-    command.add_argument("--limit", type=positive, metavar="N", help="stop after so many frames")
-
-    command = add(
-        "train", commands.train, "train a detector; repeat the command to go on after an interruption",
-        "train --data coco_2017 --out runs/coco --epochs 12",
-    )  # fmt: skip
-    add_data(command)
-    command.add_argument("--out", default="runs/train", metavar="FOLDER", help="for weights, checkpoint and curves")
-    command.add_argument("--train-split", metavar="NAME", help="(default: train or train2017, what is there)")
-    command.add_argument("--valid-split", metavar="NAME", help="(default: val, val2017, valid or dev)")
-    command.add_argument("--preset", choices=("pyramid", "article"), default=RECIPE["preset"])
-    command.add_argument("--size", type=positive, metavar="PX", help=f"of the input (default: {RECIPE['size']}; article: 224)")
-    command.add_argument("--epochs", type=positive, default=RECIPE["epochs"], metavar="N", help="times each picture is seen")
-    command.add_argument("--batch-size", type=positive, default=RECIPE["batch_size"], metavar="N", help="pictures a step")
-    command.add_argument("--lr", type=rate, default=RECIPE["lr"], metavar="RATE", help="learning rate of the head")
-    command.add_argument("--body-lr", type=rate, default=RECIPE["body_lr"], metavar="RATE", help="and of the body")
-    command.add_argument("--seed", type=natural, default=RECIPE["seed"], metavar="N")
-    command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's body")
-    command.add_argument("--no-pretrained", action="store_true", help="begin with a random body")
-    command.add_argument("--freeze-body", action="store_true", help="train the head alone: quicker")
-    command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that load pictures")
-    command.add_argument("--device", choices=("cpu", "cuda", "mps"), help="(default: the best there is)")
-    command.add_argument("--checkpoint-every", type=positive, default=200, metavar="STEPS")
-
-    command = add(
-        "evaluate", commands.evaluate, "COCO's metrics of a detector on a data set",
-        "evaluate --data coco_2017 --split val2017 --json scores.json",
-    )  # fmt: skip
-    add_data(command, split=True)
-    command.add_argument("--json", metavar="FILE", help="write the scores, too")
-    command.add_argument("--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, instead")
-    command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
-    command.add_argument("--size", type=positive, metavar="PX", help="of the longer side (default: as in training)")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the best there is)")
-
-    command = add("check", commands.check, "list what is wrong with a data set", "check --data my_data --split train")
-    add_data(command, split=True)
-
-    download = add("download", None, "get COCO, or shared weights", "download coco --root coco_2017").add_subparsers(
-        metavar="WHAT", required=True
-    )
-    command = add("coco", commands.download_coco, "COCO 2017", "download coco --splits val2017 train2017", download)
-    command.add_argument("--root", default="coco_2017", metavar="FOLDER")
-    command.add_argument("--splits", nargs="+", default=["val2017"], metavar="SPLIT", help="val2017 (1 GB), train2017 (20 GB)")
-    command = add(
-        "weights", commands.download_weights, "weights from Google Drive",
-        "download weights https://drive.google.com/file/d/ID/view --out weights.pth", download,
-    )  # fmt: skip
-    command.add_argument("link", metavar="ID_OR_LINK")
-    command.add_argument("--out", required=True, metavar="FILE")
-
-    command = add("sample", commands.sample, "draw a small data set to play with", "sample data/sample --images 160 40")
-    command.add_argument("root", metavar="FOLDER")
-    command.add_argument("--images", type=natural, nargs="+", default=[160, 40], metavar="N", help="for train and for val")
-    command.add_argument("--size", type=positive, default=320, metavar="PX", help="of the longer side")
-    command.add_argument("--seed", type=natural, default=0, metavar="N")
-    return parser
-
-
-class ExampleFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the example's lines, and adds the default to the help of each option that has one."""
-
-    def _get_help_string(self, action):
-        has_default = action.default is not None and action.default is not False and action.help
-        return super()._get_help_string(action) if has_default else action.help
-
-
-def add_predictor(command: Parser) -> None:
-    command.add_argument("--threshold", type=share, metavar="0…1", help="show what is at least so certain (default: 0.35)")
-    command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the best there is)")
-
-
-def add_data(command: Parser, split: bool = False) -> None:
-    command.add_argument("--data", required=True, metavar="FOLDER", help="annotations/instances_SPLIT.json and SPLIT/")
-    if split:
-        command.add_argument("--split", metavar="NAME", help="(default: val, val2017, valid or dev, what is there)")
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not natural(text):
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
-def share(text: str) -> float:
-    return between(text, 1)
-
-
-def rate(text: str) -> float:
-    return between(text, 100)
-
-
-def between(text: str, highest: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < number < highest:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {highest}")
-    return number
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
-"""Callbacks of miniai's Learner, one idea each.
+"""Callbacks of miniai's Learner that steer the training, one idea each; reports.py and resume.py hold the others.
 
-The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, … of every callback, those with a low `order`
-first. `learn.steps` counts the optimiser's steps since the very first one; `learn.row` collects what one epoch logs.
+The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, … of every callback, those with a low
+`order` first. `learn.steps` counts the optimiser's steps since the very first one; `learn.row` collects what one epoch
+logs; `learn.detector` is the network itself, `learn.model` what trains it (the same, or a wrapper around it).
 """
 
-import csv
 import math
-import time
-from pathlib import Path
+from contextlib import ExitStack
 
-import numpy as np
 import torch
-from torch import nn
-
-from odutils.errors import InputError
-from odutils.files import replacing
+from torch import Tensor, nn
 
 
 class Callback:
@@ -30,7 +25,8 @@ class Callback:
 class FreezeBody(Callback):
     """Keep the ImageNet body's batch norm as it is, and the first layers, too: few pictures would only unlearn them.
 
-    Batch norm in eval mode stops its statistics as well; stopping gradients alone does not.   whole: freeze all of the body.
+    Batch norm in eval mode stops its statistics as well; stopping gradients alone does not.
+    whole: freeze all of the body.
     """
 
     def __init__(self, whole: bool = False):
@@ -38,9 +34,9 @@ class FreezeBody(Callback):
 
     def before_fit(self, learn):
         body = learn.detector.body
-        frozen = [body] if self.whole or not hasattr(body, "frozen_parts") else body.frozen_parts()
+        first = body.frozen_parts() if hasattr(body, "frozen_parts") else []
         self.norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
-        for module in [*frozen, *self.norms]:
+        for module in [*([body] if self.whole else first), *self.norms]:
             module.requires_grad_(False)
 
     def before_epoch(self, learn):
@@ -49,7 +45,10 @@ class FreezeBody(Callback):
 
 
 class Schedule(Callback):
-    """Learning rate: a linear rise over `warm_up` steps, then half a cosine down to a hundredth at step `total`."""
+    """Learning rate: a linear rise over `warm_up` steps, then half a cosine down to a hundredth at step `total`.
+
+    A group's `base_lr` is its highest rate. A short training warms up for a quarter of its steps at most.
+    """
 
     def __init__(self, total: int, warm_up: int = 200):
         self.total, self.warm_up = total, min(warm_up, total // 4)
@@ -69,7 +68,7 @@ class Schedule(Callback):
 class ClipGradients(Callback):
     """Scale the gradient down to `norm` if it is longer: one odd picture shall not throw the weights off."""
 
-    order = 20  # after MixedPrecision has unscaled it
+    order = 20
 
     def __init__(self, norm: float = 10.0):
         self.norm = norm
@@ -79,29 +78,36 @@ class ClipGradients(Callback):
 
 
 class MixedPrecision(Callback):
-    """Run the network in bfloat16 where the device is fast at it (needs no loss scaling); elsewhere change nothing."""
+    """Run the network in bfloat16 where the graphics card computes in it; elsewhere change nothing.
+
+    bfloat16 has the range of float32, so small gradients do not vanish; float16 needs a loss scaler against that, which
+    skips steps. The loss is always computed in float32.
+    """
 
     order = 10
 
     def before_fit(self, learn):
-        device = learn.detector.mean.device.type
-        self.enabled = device == "cuda" and torch.cuda.is_bf16_supported()
-        self.context = torch.autocast(device, dtype=torch.bfloat16, enabled=self.enabled)
+        self.device, self.stack = learn.detector.mean.device.type, ExitStack()
+        # Cards before Ampere (Colab's T4) only imitate bfloat16, slowly.
+        self.enabled = self.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def before_batch(self, learn):
-        self.context.__enter__()
+        self.stack.enter_context(torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.enabled))
 
     def after_predict(self, learn):
-        self.context.__exit__(None, None, None)
+        self.stack.close()
+
+    def cleanup_batch(self, learn):
+        self.stack.close()  # once more does no harm, and a network that raises must not leave it open
 
 
 class EMA(Callback):
-    """An exponential moving average of the weights, used for validation and saved as the result: it is calmer and better.
+    """An exponential moving average of the weights, used for validation and saved as the result: calmer and better.
 
-    The decay grows with the steps, min(decay, (1 + steps) / (10 + steps)), so that the average forgets the random start.
+    The decay grows with the steps, min(decay, (1 + steps) / (10 + steps)), so that it forgets the random start.
     """
 
-    order = -20
+    order = -20  # the average is in place before the others look at an epoch, and the weights are back before they save
     remembers = ("state",)
 
     def __init__(self, decay: float = 0.998):
@@ -127,197 +133,34 @@ class EMA(Callback):
             learn.detector.load_state_dict(self.own)
 
 
-class LogLosses(Callback):
-    """Mean loss and its class and box share of every epoch, into `losses.csv` and `losses.png`; nothing waits for the device.
+class Share(Callback):
+    """Let the processes that `accelerator` knows of work on one batch, each on its part, as one would on all of it.
 
-    Rows of earlier epochs, from before an interruption, stay.
+    DistributedDataParallel takes the mean of the processes' gradients. The joint batch wants their sum, with one
+    divisor for all (see DetectionLoss), so each loss counts as often as there are processes. Only the first process
+    validates: there nothing may wait for the others.
     """
 
-    order = 30
-    remembers = ("rows", "sums", "count")
+    order = 15  # after FreezeBody: what needs no gradient is settled once the network is wrapped; before LogLosses
 
-    def __init__(self, folder: Path):
-        self.folder, self.rows = Path(folder), []
-        self.sums, self.count = torch.zeros(3), 0
-
-    def before_epoch(self, learn):
-        if learn.training:
-            learn.row = {"epoch": learn.epoch}
-            self.started = time.time()
-        if not (learn.training and learn.resumed_inside_epoch):
-            self.sums, self.count = torch.zeros(3), 0
-
-    def after_batch(self, learn):
-        parts = learn.loss_func.parts
-        self.sums = self.sums.to(parts.device) + torch.stack([learn.loss.detach(), *parts])
-        self.count += 1
-
-    def after_epoch(self, learn):
-        names = ("loss", "class_loss", "box_loss")
-        kind = "train" if learn.training else "valid"
-        means = (self.sums / max(1, self.count)).tolist()
-        learn.row |= {f"{kind}_{name}": mean for name, mean in zip(names, means, strict=True)}
-        if learn.training:
-            learn.row["seconds"] = round(time.time() - self.started, 1)
-        else:
-            self.rows = [row for row in self.rows if row["epoch"] != learn.epoch] + [learn.row]
-            self.write()
-
-    def write(self):
-        """The rows so far as a table; missing cells are empty."""
-        with replacing(self.folder / "losses.csv") as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]), extrasaction="ignore", restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-
-class CocoMetrics(Callback):
-    """COCO's metrics on the validation set every epoch, from the predictions that its loss needs anyway."""
-
-    order = 20  # its figures are in the row before LogLosses writes it
-
-    def __init__(self, dataset, by_source: bool = True):
-        self.dataset, self.by_source = dataset, by_source
-
-    def before_epoch(self, learn):
-        self.results, self.next = [], 0
-
-    def after_batch(self, learn):
-        if learn.training:
-            return
-        from odutils.evaluation import results_of_batch
-
-        self.results += results_of_batch(self.dataset, self.next, learn.preds, learn.loss_func.grid)
-        self.next += len(learn.preds[0])
-
-    def after_epoch(self, learn):
-        if learn.training:
-            return
-        from odutils.evaluation import score_by_source
-
-        scores = score_by_source(self.dataset, self.results)
-        learn.row |= {"AP": scores["all"]["AP"], "AP50": scores["all"]["AP50"]}
-        for source, metrics in scores["by_source"].items():
-            learn.row |= {f"AP {source}": metrics["AP"], f"AP50 {source}": metrics["AP50"]}
-        learn.scores = scores
-
-
-class SaveBest(Callback):
-    """Save the detector whenever the validation's `metric` is better than ever; `best.safetensors` is never half written."""
-
-    order = 35  # after CocoMetrics and LogLosses, while the averaged weights are still in place
-    remembers = ("best",)
-
-    def __init__(self, path: Path, metric: str = "AP", **about):
-        self.path, self.metric, self.about, self.best = Path(path), metric, about, -math.inf
-
-    def after_epoch(self, learn):
-        if learn.training:
-            return
-        from odutils.presets import save_detector
-
-        value = learn.row.get(self.metric, -learn.row["valid_loss"])  # without metrics the loss must do
-        if value > self.best:
-            self.best = value
-            save_detector(self.path, learn.detector, **self.about, epoch=learn.epoch, scores=getattr(learn, "scores", {}))
-
-
-class Resume(Callback):
-    """Write a checkpoint every `every` steps and after every epoch; start from it if it is there.
-
-    All that a run remembers is in it, and all chance follows from the seed and the step, so that a run that was killed at any
-    moment ends like one that was not. Raises InputError if the checkpoint was written with other `settings`.
-    """
-
-    order = 40  # last: what the other callbacks did at this step belongs into the checkpoint
-
-    def __init__(self, path: Path, sampler, batch_size: int, settings: dict, seed: int = 0, every: int = 200):
-        self.path, self.sampler, self.batch_size = Path(path), sampler, batch_size
-        self.settings, self.seed, self.every = settings, seed, every
-        self.writes = True  # of several processes only the first does
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
 
     def before_fit(self, learn):
-        learn.steps, self.epoch, self.inside = 0, 0, 0
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True, map_location=learn.detector.mean.device)
-            differing = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
-            if differing:
-                raise InputError(f"{self.path}: from a run with other {', '.join(differing)}: repeat those, or choose another --out")
-            learn.detector.load_state_dict(state["detector"])
-            learn.opt.load_state_dict(state["optimiser"])
-            learn.steps, self.epoch, self.inside = state["steps"], state["epoch"], state["inside"]
-            for callback in learn.cbs:
-                vars(callback).update(state["memories"].get(type(callback).__name__, {}))
-        learn.resumed_inside_epoch = self.inside > 0
-        learn.epochs = range(self.epoch, learn.n_epochs)
+        self.alone = learn.loss_func.normalise
+        learn.model = self.accelerator.prepare_model(learn.model)
+
+    def together(self, total: Tensor) -> Tensor:
+        return self.alone(self.accelerator.reduce(total, "sum"))
 
     def before_epoch(self, learn):
+        learn.loss_func.normalise = self.together if learn.training else self.alone
+
+    def after_loss(self, learn):
         if learn.training:
-            self.epoch, self.sampler.epoch = learn.epoch, learn.epoch
-            self.sampler.start = self.inside * self.batch_size
-        self.finished = False
-
-    def before_batch(self, learn):
-        torch.manual_seed(np.random.SeedSequence([self.seed, learn.steps]).generate_state(1).item())  # for dropout
-
-    def after_step(self, learn):
-        learn.steps += 1
+            learn.loss = learn.loss * self.accelerator.num_processes
 
     def after_batch(self, learn):
-        if learn.training:
-            self.inside += 1
-            if learn.steps % self.every == 0:
-                self.save(learn)
-
-    def after_epoch(self, learn):
-        self.finished = not learn.training
-
-    def cleanup_epoch(self, learn):
-        if self.finished:  # EMA has put the weights back
-            self.epoch, self.inside, learn.resumed_inside_epoch = learn.epoch + 1, 0, False
-            self.save(learn)
-
-    def save(self, learn):
-        if not self.writes:
-            return
-        memories = {type(c).__name__: {name: getattr(c, name) for name in getattr(c, "remembers", ())} for c in learn.cbs}
-        state = dict(
-            settings=self.settings,
-            detector=learn.detector.state_dict(),
-            optimiser=learn.opt.state_dict(),
-            steps=learn.steps,
-            epoch=self.epoch,
-            inside=self.inside,
-            memories={name: memory for name, memory in memories.items() if memory},
-        )
-        with replacing(self.path) as temporary:
-            torch.save(state, temporary)
-
-
-class Progress(Callback):
-    """A bar for the epochs and one for the batches, and a line of figures an epoch; looks at the loss only now and then."""
-
-    order = 50  # after Resume has said which epochs are left
-
-    def before_fit(self, learn):
-        from fastprogress import master_bar
-
-        learn.epochs = self.bar = master_bar(learn.epochs)
-        self.columns = None
-
-    def before_epoch(self, learn):
-        from fastprogress import progress_bar
-
-        learn.dl = progress_bar(learn.dl, parent=self.bar, leave=False)
-
-    def after_batch(self, learn):
-        if learn.training and learn.steps % 20 == 0:
-            self.bar.child.comment = f"loss {float(learn.loss):.3f}"
-
-    def after_epoch(self, learn):
-        if learn.training:
-            return
-        if self.columns is None:
-            self.columns = list(learn.row)
-            self.bar.write(self.columns, table=True)
-        self.bar.write([f"{v:.4g}" if isinstance(v, float) else str(v) for v in learn.row.values()], table=True)
+        if learn.training:  # what is logged is the loss of the joint batch
+            parts = self.accelerator.reduce(learn.loss_func.parts, "sum")
+            learn.loss, learn.loss_func.parts = parts.sum(), parts

@@ -43,14 +43,21 @@ OPTIONAL = {
 }
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises InputError, with line and column where they are known, if there is none."""
+def load_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError, with line and column where they are known, if it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:  # no permission, not UTF-8, numbers or nesting without end
         raise InputError(f"{path}: cannot be read as JSON ({type(error).__name__}: {error})") from None
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises InputError if it holds none."""
+    content = load_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {reprlib.repr(content)}, not an object")
     return content

@@ -6,7 +6,10 @@ A result is a dict in COCO's form: image_id, category_id, bbox [x, y, w, h] in p
 import contextlib
 import copy
 import io
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from odutils.anchors import AnchorGrid
@@ -33,13 +36,22 @@ def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[d
     ]
 
 
-def predict(predictor: Predictor, dataset: CocoDetections, batch_size: int = 8) -> list[dict]:
-    """Run the predictor over a data set. Returns COCO results."""
+def predict(
+    predictor: Predictor,
+    dataset: CocoDetections,
+    batch_size: int = 8,
+    one_class_each: bool = False,
+    progress: Callable[[Sequence], Iterable] = iter,
+) -> list[dict]:
+    """Run the predictor over a data set. Returns COCO results.
+
+    one_class_each: see `inference.select`.   progress: wraps the range of the batches' first images.
+    """
     results = []
-    for first in range(0, len(dataset), batch_size):
+    for first in progress(range(0, len(dataset), batch_size)):
         indices = range(first, min(first + batch_size, len(dataset)))
         pictures = [dataset._load_image(dataset.ids[index]) for index in indices]
-        found_in_each = predictor.batch(pictures, threshold=EVALUATED, one_class_each=False)
+        found_in_each = predictor.batch(pictures, threshold=EVALUATED, one_class_each=one_class_each)
         for index, found in zip(indices, found_in_each, strict=True):
             results += to_results(dataset, index, found)
     return results
@@ -66,29 +78,36 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
     `by_class` {name: AP50}. image_ids: score these images only.
     Raises InputError if a result names another image or category.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    class Evaluation(COCOeval):
-        def _prepare(self):  # pycocotools ignores crowds only
-            super()._prepare()
-            for objects in self._gts.values():
-                for one in objects:
-                    one["ignore"] = int(bool(one["ignore"] or one.get("difficult")))
-
-    results = only_labelled(dataset, results)
+    evaluation = evaluate(dataset, only_labelled(dataset, results), image_ids)
     with contextlib.redirect_stdout(io.StringIO()):
-        detected = dataset.coco.loadRes(copy.deepcopy(results)) if results else COCO()  # loadRes chokes on none
-        evaluation = Evaluation(dataset.coco, detected, "bbox")
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"][0, :, :, 0, -1]  # (recalls, categories): IoU 0.5, any size, 100 detections
     names = [category["name"] for category in dataset.coco.loadCats(evaluation.params.catIds)]
     by_class = {name: float(p.mean()) for name, p in zip(names, precision.T, strict=True) if (p > -1).all()}
     return dict(zip(NAMES, map(float, evaluation.stats[:6]), strict=True)) | {"by_class": by_class}
+
+
+def evaluate(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
+    """pycocotools' COCOeval, with every detection matched to the objects (`evalImgs`); difficult ones are ignored."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    class Evaluation(COCOeval):
+        def _prepare(self):  # pycocotools ignores crowds only, and takes an object with id 0 for one not found
+            super()._prepare()
+            numbers = itertools.count(1)
+            for key, objects in self._gts.items():
+                ignored = (int(bool(one["ignore"] or one.get("difficult"))) for one in objects)
+                self._gts[key] = [o | {"ignore": i, "id": next(numbers)} for o, i in zip(objects, ignored, strict=True)]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        detected = dataset.coco.loadRes(copy.deepcopy(results)) if results else COCO()  # loadRes chokes on none
+        evaluation = Evaluation(dataset.coco, detected, "bbox")
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(image_ids)
+        evaluation.evaluate()
+    return evaluation
 
 
 def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
@@ -112,3 +131,30 @@ def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
         scores[source] = score(dataset, results, image_ids)
         scores[source].pop("by_class")
     return {"all": overall, "by_source": scores, "by_class": by_class}
+
+
+def operating_points(dataset: CocoDetections, results: list[dict], thresholds: list[float]) -> list[dict]:
+    """What a person sees at a score threshold: the share of drawn boxes that are right, and of objects that are found.
+
+    A box is right if it has the class of an object that it overlaps at IoU 0.5 or more; each object is found but once.
+    Boxes on crowds and difficult objects count neither way. Results: of `predict(…, one_class_each=True)`.
+    Returns a dict of threshold, precision, recall and boxes (a picture) for each threshold.
+    """
+    evaluation = evaluate(dataset, only_labelled(dataset, results))
+    scores, right, objects = [], [], 0
+    for one in evaluation.evalImgs:
+        if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
+            counts = ~one["dtIgnore"][0]  # (detections,) at IoU 0.5
+            scores.append(np.asarray(one["dtScores"])[counts])
+            right.append(one["dtMatches"][0][counts] > 0)
+            objects += int((np.asarray(one["gtIgnore"]) == 0).sum())
+    scores, right = np.concatenate([*scores, []]), np.concatenate([*right, []])
+    points = []
+    for threshold in thresholds:
+        drawn = scores > threshold
+        hits = float(right[drawn].sum())
+        precision, recall = hits / max(1, drawn.sum()), hits / max(1, objects)
+        points.append(
+            dict(threshold=threshold, precision=precision, recall=recall, boxes=float(drawn.sum()) / len(dataset.ids))
+        )
+    return points

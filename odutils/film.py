@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from odutils.errors import InputError
+from odutils.errors import InputError, UnreadableError
 
 NOT_FILMS = ("_pipe", "image2", "tty", "ansi")  # FFmpeg reads pictures and even texts as films of some frames
 
@@ -34,16 +34,16 @@ class FilmReader:
         if not self.path.is_file():
             raise InputError(f"{path}: no such file" if not self.path.exists() else f"{path}: is a folder, not a film")
         if not self.path.stat().st_size:
-            raise InputError(f"{path}: cannot be read as a film (the file is empty)")
+            raise UnreadableError(f"{path}: cannot be read as a film (the file is empty)")
         try:
             self.container = av.open(str(path), metadata_errors="replace")
         except av.FFmpegError as error:
-            raise InputError(f"{path}: cannot be read as a film ({error.strerror})") from None
+            raise UnreadableError(f"{path}: cannot be read as a film ({error.strerror})") from None
         covers = av.stream.Disposition.attached_pic  # the cover of a song is no film
         films = [stream for stream in self.container.streams.video if not stream.disposition & covers]
         if self.container.format.name.endswith(NOT_FILMS) or not films:
             self.container.close()
-            raise InputError(f"{path}: has no video stream: it is a picture, a text or a sound, not a film")
+            raise UnreadableError(f"{path}: has no video stream: it is a picture, a text or a sound, not a film")
         self.stream, self.audio = films[0], next(iter(self.container.streams.audio), None)
         self.stream.thread_type = "AUTO"
         self.start = max(0, self.container.start_time or 0) / av.time_base  # seconds; broadcasts do not begin at 0
@@ -94,7 +94,7 @@ class FilmReader:
                 if frames == self.limit:
                     end = self.start + float((previous + (frame.duration or step)) * base)
         if not frames:
-            raise InputError(f"{self.path}: no frame of it can be read: the film is broken or of an unknown kind")
+            raise UnreadableError(f"{self.path}: no frame of it can be read: the film is broken or of an unknown kind")
         if end is None:
             self._note_damage(packets, damaged, reached)
         yield None, sound

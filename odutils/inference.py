@@ -3,7 +3,6 @@
 N images, A anchors, C classes, K detections.
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
 SAME_CLASS_IOU = 0.6  # two boxes of one class that overlap by more are one object
 ANY_CLASS_IOU = 0.7  # shown to people, two boxes of different classes that overlap by more are one object, too
-SHOWN = 0.35  # default score threshold; how it was chosen and what it gives stands in data/weights/README.md
+SHOWN = 0.35  # score threshold where the weights file names none; the shipped one does, see data/weights/README.md
 EVALUATED = 0.01  # what evaluation keeps: average precision wants the whole curve
 
 
@@ -50,7 +49,8 @@ def select(
     Returns boxes (K, 4) xyxy in 0…1 of the input, labels (K,), scores (K,), best first.
     """
     flat = logits.flatten()  # (A C,)
-    above = (flat > math.log(threshold / (1 - threshold))).nonzero().squeeze(1)  # (answers above,)
+    lowest = torch.tensor(threshold, dtype=torch.float64).logit().item()  # compared as logits: no sigmoid of them all
+    above = (flat > lowest).nonzero().squeeze(1)  # (answers above,)
     values, order = flat[above].sort(descending=True, stable=True)
     above, scores = above[order[:candidates]], values[:candidates].sigmoid()
     anchor, column = above // logits.shape[1], above % logits.shape[1]
@@ -68,13 +68,14 @@ class Predictor:
         predictor = Predictor.from_weights()
         boxes, labels, scores = predictor("cat.jpg")
 
-    The picture keeps its shape, unless the detector was trained on squashed ones. `threshold` is the default of every call.
+    The picture keeps its shape, unless the detector was trained on squashed ones. `threshold` is the default of every
+    call; without one, the weights file's own is taken.
     """
 
-    def __init__(self, detector: Detector, device: str | torch.device | None = None, threshold: float = SHOWN):
+    def __init__(self, detector: Detector, device: str | torch.device | None = None, threshold: float | None = None):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.detector = detector.to(self.device).eval()
-        self.threshold = threshold
+        self.threshold = threshold or detector.settings.get("threshold", SHOWN)
         self.classes, self.size = detector.settings["classes"], detector.settings["size"]
 
     @classmethod
@@ -105,8 +106,8 @@ class Predictor:
             logits, codes = self.detector(images)  # (N, A, C), (N, A, 4)
             grid = self.detector.grid(*shape)
             for row, (index, placement) in enumerate(zip(indices, placements, strict=True)):
-                boxes, labels, scores = select(logits[row], codes[row], grid, **{"threshold": self.threshold, **options})
-                found[index] = to_detections(boxes, labels, scores, placement, pictures[index].shape)
+                selected = select(logits[row], codes[row], grid, **{"threshold": self.threshold, **options})
+                found[index] = to_detections(*selected, placement, pictures[index].shape)
         return found
 
 
@@ -114,7 +115,8 @@ def to_detections(boxes: Tensor, labels: Tensor, scores: Tensor, placement, shap
     """Detections on the input (K, 4) in 0…1 -> on the picture of `shape` (H, W, …), in its pixels, inside it."""
     height, width = shape[:2]
     boxes = placement.to_picture(boxes.float().cpu().numpy()).clip(0, [width, height] * 2).astype(np.float32)
-    return Detections(boxes, labels.cpu().numpy(), scores.float().cpu().numpy())
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # (K,), False for what lies in the border beside the picture
+    return Detections(boxes[inside], labels.cpu().numpy()[inside], scores.float().cpu().numpy()[inside])
 
 
 def as_array(picture: np.ndarray | Image.Image | str | Path) -> np.ndarray:

@@ -8,20 +8,43 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from odutils.anchors import AnchorGrid
 from odutils.matching import IGNORED, match_atss, match_iou
 
 
-def focal_weight(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 1.0) -> Tensor:
-    """How much focal loss listens to each answer: alpha_t (1 - p_t)^gamma (Lin et al. 2017, eq. 5), without gradient.
+class FocalLoss(torch.autograd.Function):
+    """Focal loss (Lin et al. 2017, eq. 5) with gamma 1, summed: -alpha_t (1 - p_t) log p_t over all answers that count.
 
-    logits, targets (0 or 1): same shape, and the result's. The article takes gamma 1 and no gradient, too.
+    As in the article, no gradient flows through (1 - p_t), so the gradient is ±alpha_t (1 - p_t)². It is written out here
+    because a batch has millions of answers, and time goes by the number of tensors made of them.
     """
-    miss = (logits.detach().sigmoid() - targets).abs_()  # 1 - p_t
-    miss = miss if gamma == 1 else miss**gamma
-    return miss.mul_(torch.where(targets > 0, alpha, 1 - alpha))
+
+    ALPHA = 0.25  # weight of the anchor's own class; 1 - ALPHA that of all others
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, column: Tensor, found: Tensor, counted: Tensor, known: Tensor) -> Tensor:
+        """logits: (N, A, C).   column: (N, A, 1) of the anchor's own class, if it is `found` (N, A, 1).
+
+        counted: (N, A, 1) and known: (N, 1, C), both bool: what is neither right nor wrong does not count.
+        """
+        right = logits.neg()  # p_t = sigmoid(-logit), where the class is wrong
+        own = right.gather(2, column)  # (N, A, 1)
+        right.scatter_(2, column, torch.where(found, -own, own)).clamp_(min=-80)  # exp(-80) is a float32, exp(-90) is none
+        right.sigmoid_()
+        miss = (1 - right).mul_(counted).mul_(known)  # (N, A, C)
+        ctx.save_for_backward(miss, column, found)
+        loss = right.log_().mul_(miss)
+        own_loss = torch.where(found, loss.gather(2, column), 0).sum()
+        return (FocalLoss.ALPHA - 1) * (loss.sum() - own_loss) - FocalLoss.ALPHA * own_loss
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple:
+        miss, column, found = ctx.saved_tensors
+        gradient = (miss * ((1 - FocalLoss.ALPHA) * scale)).mul_(miss)  # (N, A, C)
+        own = gradient.gather(2, column)  # (N, A, 1)
+        own = torch.where(found, own * (FocalLoss.ALPHA / (FocalLoss.ALPHA - 1)), own)
+        return gradient.scatter_(2, column, own), None, None, None, None
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
@@ -31,17 +54,6 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> T
     """
     miss = (logits.sigmoid() - targets).abs()
     return miss**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-
-
-def class_targets(match: Tensor, labels: Tensor, value: Tensor, classes: int) -> Tensor:
-    """What each anchor should say: `value` in the column of its object's class, 0 elsewhere.
-
-    match, value: (N, A).   labels: (N, M).   Returns (N, A, C) float32.
-    """
-    found = match >= 0  # (N, A)
-    column = (labels.gather(1, match.clamp(min=0)) - 1).clamp(min=0)  # (N, A)
-    targets = torch.zeros(*match.shape, classes, device=match.device)
-    return targets.scatter_(2, column[..., None], torch.where(found, value, 0).float()[..., None])
 
 
 class DetectionLoss(nn.Module):
@@ -69,37 +81,40 @@ class DetectionLoss(nn.Module):
             boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))  # (N, 1, 4), (N, 1)
         match = self.match(self.grid, boxes, labels)  # (N, A)
         wanted = boxes.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4))  # (N, A, 4)
+        column = (labels.gather(1, match.clamp(min=0)) - 1).clamp(min=0)  # (N, A) of the class, if there is an object
         loss = self.quality_loss if self.kind == "quality" else self.article_loss
-        class_loss, box_loss = loss(logits, self.grid.decode(codes), wanted, match, labels, known)
+        predicted = self.grid.decode(codes)  # (N, A, 4)
+        class_loss, box_loss = loss(logits, predicted, wanted, match >= 0, column, match != IGNORED, known)
         self.parts = torch.stack([class_loss, box_loss]).detach()
         return class_loss + box_loss
 
-    def quality_loss(self, logits, predicted, wanted, match, labels, known) -> tuple[Tensor, Tensor]:
-        found = match >= 0  # (N, A)
-        iou = paired_iou(predicted.detach(), wanted)  # (N, A)
-        normaliser = self.normalise((iou * found).sum())
-        targets = class_targets(match, labels, iou, logits.shape[-1])  # (N, A, C)
-        class_loss = (quality_focal_loss(logits, targets) * counted(match, known)).sum() / normaliser
-        giou_loss = generalized_box_iou_loss(predicted, wanted)  # (N, A)
-        return class_loss, 2 * torch.where(found, giou_loss, 0).sum() / normaliser
+    def quality_loss(self, logits, predicted, wanted, found, column, counted, known) -> tuple[Tensor, Tensor]:
+        iou, giou = paired_iou(predicted, wanted)  # (N, A) each
+        iou = torch.where(found, iou.detach(), 0)
+        normaliser = self.normalise(iou.sum())
+        targets = torch.zeros_like(logits).scatter_(2, column[..., None], iou[..., None])  # (N, A, C)
+        class_loss = quality_focal_loss(logits, targets) * counted[..., None] * known[:, None]  # (N, A, C)
+        return class_loss.sum() / normaliser, 2 * torch.where(found, 1 - giou, 0).sum() / normaliser
 
-    def article_loss(self, logits, predicted, wanted, match, labels, known) -> tuple[Tensor, Tensor]:
-        found = match >= 0  # (N, A)
-        targets = class_targets(match, labels, found, logits.shape[-1])  # (N, A, C)
-        weight = focal_weight(logits, targets).mul_(counted(match, known))
-        class_loss = F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum") / logits.shape[-1]
+    def article_loss(self, logits, predicted, wanted, found, column, counted, known) -> tuple[Tensor, Tensor]:
+        own = (column[..., None], found[..., None], counted[..., None])  # (N, A, 1) each
+        class_loss = FocalLoss.apply(logits, *own, known[:, None]) / logits.shape[-1]
         error = torch.where(found, (predicted - wanted).abs().mean(dim=-1), 0)  # (N, A)
         return class_loss, (error.sum(dim=1) / found.sum(dim=1).clamp(min=1)).sum()
 
 
-def counted(match: Tensor, known: Tensor) -> Tensor:
-    """Which answers can be called right or wrong (N, A, C): none on crowds, and only for classes that the image labels."""
-    return (match != IGNORED)[..., None] & known[:, None]
+def paired_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al. 2019, algorithm 1) of boxes one by one: (…, 4), (…, 4) -> (…), (…).
 
-
-def paired_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of boxes one by one: (…, 4), (…, 4) -> (…)."""
-    shared = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
-    shared = shared.clamp(min=0).prod(dim=-1)
-    area = (first[..., 2:] - first[..., :2]).prod(dim=-1) + (second[..., 2:] - second[..., :2]).prod(dim=-1)
-    return shared / (area - shared).clamp(min=1e-9)
+    (`torchvision.ops.generalized_box_iou_loss` picks by a mask, for which the host has to wait for the device.)
+    """
+    left, top, right, bottom = first.unbind(dim=-1)
+    other_left, other_top, other_right, other_bottom = second.unbind(dim=-1)
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
+    hull_width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
+    hull_height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
+    shared, hull = width * height, (hull_width * hull_height).clamp(min=1e-9)
+    union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top) - shared
+    iou = shared / union.clamp(min=1e-9)
+    return iou, iou - (hull - union) / hull

@@ -6,6 +6,7 @@ N images, M objects (zero-padded), A anchors, K candidates.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from odutils.anchors import AnchorGrid
@@ -15,25 +16,27 @@ IGNORED = -2  # it lies in a crowd or on a difficult object: neither right nor w
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU of every object with every anchor, and the share of the anchor that the object covers.
+    """IoU of every object with every anchor, and the area that they share.
 
     boxes: (N, M, 4).   anchors: (A, 4).   Returns two (N, M, A). (`torchvision.ops.box_iou` takes one image at a time.)
     """
-    boxes = boxes[:, :, None]  # (N, M, 1, 4)
-    left_top = torch.maximum(boxes[..., :2], anchors[:, :2])  # (N, M, A, 2)
-    right_bottom = torch.minimum(boxes[..., 2:], anchors[:, 2:])  # (N, M, A, 2)
-    shared = (right_bottom - left_top).clamp(min=0).prod(dim=-1)  # (N, M, A)
-    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)  # (A,)
-    box_area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)  # (N, M, 1)
-    tiny = torch.finfo(shared.dtype).tiny
-    return shared / (anchor_area + box_area - shared).clamp(min=tiny), shared / anchor_area.clamp(min=tiny)
+    left, top, right, bottom = boxes[:, :, None].unbind(dim=-1)  # (N, M, 1) each
+    anchor_left, anchor_top, anchor_right, anchor_bottom = anchors.unbind(dim=-1)  # (A,) each
+    width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)  # (N, M, A)
+    height = torch.minimum(bottom, anchor_bottom).sub_(torch.maximum(top, anchor_top)).clamp_(min=0)  # (N, M, A)
+    shared = width.mul_(height)
+    anchor_area = (anchor_right - anchor_left) * (anchor_bottom - anchor_top)  # (A,)
+    box_area = (right - left) * (bottom - top)  # (N, M, 1)
+    union = (anchor_area + box_area).sub_(shared).clamp_(min=torch.finfo(shared.dtype).tiny)
+    return torch.div(shared, union, out=union), shared
 
 
-def _assign(score: Tensor, covered: Tensor, labels: Tensor, cover: float) -> Tensor:
-    """Each anchor takes the object with its highest positive score; what lies mostly in an ignored object is ignored."""
+def _assign(score: Tensor, shared: Tensor, anchors: Tensor, labels: Tensor, cover: float) -> Tensor:
+    """Each anchor takes the object of its highest positive score; what lies mostly in an ignored object is ignored."""
     best, index = score.max(dim=1)  # (N, A)
     match = torch.where(best > 0, index, BACKGROUND)
-    in_ignored = ((covered > cover) & (labels == -1)[..., None]).any(dim=1)  # (N, A)
+    covered = shared.masked_fill_((labels != -1)[..., None], 0).amax(dim=1)  # (N, A)
+    in_ignored = covered > cover * (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)  # (N, A)
     return torch.where(in_ignored & (match == BACKGROUND), IGNORED, match)
 
 
@@ -49,11 +52,12 @@ def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float 
     """
     if not boxes.shape[1]:
         return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
-    iou, covered = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
-    iou = torch.where((labels > 0)[..., None], iou, 0)
-    forced = torch.zeros_like(iou).scatter_(2, iou.argmax(dim=2, keepdim=True), 2.0)  # (N, M, A), outranks every IoU
-    score = torch.where(iou > threshold, iou, 0) + torch.where(iou > 0, forced, 0)
-    return _assign(score, covered, labels, cover)
+    iou, shared = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
+    iou.masked_fill_((labels <= 0)[..., None], 0)
+    best, anchor = iou.max(dim=2, keepdim=True)  # (N, M, 1)
+    score = F.threshold_(iou, threshold, 0.0)  # what does not exceed it becomes 0
+    score.scatter_(2, anchor, torch.where(best > 0, best + 1, 0))  # outranks every IoU of other objects
+    return _assign(score, shared, grid.boxes, labels, cover)
 
 
 def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9, cover: float = 0.5) -> Tensor:
@@ -67,12 +71,14 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
     """
     if not boxes.shape[1]:
         return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
-    iou, covered = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
+    iou, shared = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
     real = (labels > 0)[..., None]  # (N, M, 1)
-    iou = torch.where(real, iou, 0)
     anchor_centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
-    box_centre = (boxes[..., :2] + boxes[..., 2:])[:, :, None] / 2  # (N, M, 1, 2)
-    distance = (((box_centre - anchor_centre) / grid.steps.amin(dim=0)) ** 2).sum(dim=-1)  # (N, M, A), finest cells: square
+    box_centre = (boxes[..., :2] + boxes[..., 2:]) / 2  # (N, M, 2)
+    finest = grid.steps.amin(dim=0)  # (2,) one cell of the finest level, a square on the picture
+    box_x, box_y = (box_centre / finest)[:, :, None].unbind(dim=-1)  # (N, M, 1) each
+    anchor_x, anchor_y = (anchor_centre / finest).unbind(dim=-1)  # (A,) each
+    distance = (box_x - anchor_x).square_().add_((box_y - anchor_y).square_())  # (N, M, A)
     candidates, first = [], 0
     for count in grid.counts:
         near = distance[..., first : first + count].topk(min(nearest, count), dim=-1, largest=False).indices
@@ -87,4 +93,4 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
     best = torch.zeros_like(chosen).scatter_(2, candidate_iou.argmax(dim=-1, keepdim=True), True)
     chosen = torch.where(chosen.any(dim=-1, keepdim=True), chosen, best) & real
     score = torch.zeros_like(iou).scatter_(2, candidates, torch.where(chosen, candidate_iou, 0))  # (N, M, A)
-    return _assign(score, covered, labels, cover)
+    return _assign(score, shared, grid.boxes, labels, cover)

@@ -11,13 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from odutils.errors import InputError
+from odutils.errors import InputError, UnreadableError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
-GREY = (
-    114  # of the border beside a letterboxed picture: close to the mean of photographs, so that it looks like nothing
-)
+GREY = 114  # of the border beside a letterboxed picture: near the mean of photographs, so it looks like nothing
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -36,18 +34,18 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture file as an upright (H, W, 3) uint8 RGB array.
 
-    Raises InputError if the file is missing, is no picture, or is cut short.
+    Raises InputError if the file is missing, UnreadableError if it is no picture or is cut short.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # rubbish makes decoders raise almost anything
         if isinstance(error, PermissionError):
-            raise InputError(f"{path}: no permission to read it") from None
+            raise UnreadableError(f"{path}: no permission to read it") from None
         reason = "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
-        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
+        raise UnreadableError(f"{path}: cannot be read as a picture ({reason})") from None
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:

@@ -50,7 +50,13 @@ def save_detector(path: str | Path, detector: Detector, state: dict[str, Tensor]
 
     state: other tensors for the same names, such as an average of the weights.   about: more metadata, such as metrics.
     """
-    metadata = {**detector.settings, "odutils": __version__, "torch": torch.__version__, "licence": "Apache-2.0", **about}
+    metadata = {
+        **detector.settings,
+        "odutils": __version__,
+        "torch": torch.__version__,
+        "licence": "Apache-2.0",
+        **about,
+    }
     save_weights(path, state or detector.state_dict(), metadata, half=True)
 
 
@@ -60,9 +66,13 @@ def load_detector(path: str | Path) -> Detector:
     missing = {"preset", "classes", "size", "squash"} - metadata.keys()
     if missing:
         raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}: not a detector of this project")
-    detector = build(metadata["preset"], metadata["classes"])
+    preset, classes, size = (metadata[name] for name in ("preset", "classes", "size"))
+    named = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
+    if not (isinstance(preset, str) and named and type(size) is int and size > 0):
+        raise InputError(f"{path}: its metadata describe no detector: preset {preset!r}, size {size!r}")
+    detector = build(preset, classes)
     fill(detector, tensors, str(path))
-    detector.settings["size"] = metadata["size"]
+    detector.settings |= {name: metadata[name] for name in ("size", "threshold") if name in metadata}
     return detector.eval()
 
 

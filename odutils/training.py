@@ -1,18 +1,21 @@
-"""Training: miniai's Learner with the callbacks of callbacks.py, and `train`, which puts everything together."""
+"""Training: miniai's Learner with our callbacks, and `train`, which puts everything together."""
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from odutils import callbacks
+from odutils import callbacks, reports
 from odutils.augmentation import Augment
 from odutils.datasets import CocoDetections, EpochSampler, make_loader
 from odutils.errors import InputError
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.presets import build, fill
+from odutils.resume import Resume
 from odutils.weights import load_weights
 
 
@@ -31,7 +34,7 @@ class Recipe:
     balance: float = 0.02  # see EpochSampler
     ema: float = 0.998
     seed: int = 0
-    pretrained: bool = True  # begin with ImageNet's body
+    pretrained: bool = True  # begin with ImageNet's body, and keep its first layers and its batch norm as they are
     freeze_body: bool = False  # train the head alone
 
 
@@ -60,25 +63,40 @@ def make_optimiser(detector: Detector, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(settings, fused=True)
 
 
-def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, device, extra=()):
-    """miniai's Learner for a detector, with the callbacks that every run needs and the `extra` ones."""
+def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, device="cpu", extra=()):
+    """miniai's Learner for a detector, with the callbacks that every run needs and the `extra` ones.
+
+    dls: has `train` and `valid`, two loaders of batches. `learn.fit(recipe.epochs)` trains.
+    """
     learner = miniai()
     device = torch.device(device)
     detector.to(device)
     loss.grid = loss.grid.to(device)
 
     class Step(learner.TrainCB):
-        """The batch's pictures go to the network, the rest to the loss; validation leaves out what wraps the detector."""
+        """A batch's pictures go to the network, the rest to the loss; validation leaves out what wraps the detector."""
+
+        def before_fit(self, learn):
+            learn.steps, learn.resumed_inside_epoch = 0, False
+
+        def before_epoch(self, learn):
+            if learn.training:
+                learn.row = {"epoch": learn.epoch}
 
         def predict(self, learn):
             learn.preds = (learn.model if learn.training else learn.detector)(learn.batch[0])
 
-    total = recipe.epochs * len(dls.train)
+        def get_loss(self, learn):
+            learn.loss = learn.loss_func(learn.preds, *learn.batch[1:])
+
+        def after_step(self, learn):
+            learn.steps += 1
+
     cbs = [
         learner.DeviceCB(device),
         Step(),
-        callbacks.FreezeBody(recipe.freeze_body),
-        callbacks.Schedule(total, recipe.warm_up),
+        *([callbacks.FreezeBody(recipe.freeze_body)] if recipe.pretrained or recipe.freeze_body else []),
+        callbacks.Schedule(recipe.epochs * len(dls.train), recipe.warm_up),
         callbacks.MixedPrecision(),
         callbacks.ClipGradients(),
         callbacks.EMA(recipe.ema),
@@ -87,6 +105,20 @@ def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, d
     learn = learner.Learner(detector, dls, loss, recipe.lr, cbs, lambda _, lr: make_optimiser(detector, recipe))
     learn.detector = detector
     return learn
+
+
+def check(recipe: Recipe, processes: int = 1) -> None:
+    """Raises InputError for numbers that cannot work."""
+    if recipe.preset == "article" and recipe.size != 224:
+        raise InputError(f"size {recipe.size}: the preset 'article' has anchors for 224 px only: choose that")
+    if recipe.size < 64 or recipe.size % 32:
+        raise InputError(f"size {recipe.size}: choose a multiple of 32 px, 64 or more")
+    if recipe.batch_size < 1 or recipe.batch_size % processes:
+        raise InputError(f"batch size {recipe.batch_size}: cannot be shared evenly by {processes} process(es)")
+    if recipe.epochs < 1:
+        raise InputError(f"epochs {recipe.epochs}: train for one at least")
+    if recipe.seed < 0:
+        raise InputError(f"seed {recipe.seed}: must be 0 or more")
 
 
 def train(
@@ -101,21 +133,24 @@ def train(
     checkpoint_every: int = 200,
     progress: bool = True,
 ) -> Path:
-    """Train a detector on a folder in COCO's layout; start it again with the same arguments to go on after an interruption.
+    """Train a detector on a folder in COCO's layout; after an interruption, the same call goes on where it was.
 
     weights: a file to begin with, instead of ImageNet's body.   checkpoint_every: steps.
     Writes checkpoint.pt, losses.csv, losses.png and best.safetensors into `out`; returns the path of the latter.
-    Started by `accelerate launch`, several processes share every batch.
-    Raises InputError if the data set or the weights cannot be used.
+    Started by `accelerate launch` or `torchrun`, several processes share every batch. A training that is complete does
+    nothing more. Raises InputError if the recipe, the data set, the weights or the checkpoint cannot be used.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     recipe, out = recipe or Recipe(), Path(out)
-    accelerator = Accelerator(cpu=device == "cpu")
+    # The first process alone validates, and the others wait: they may need more patience than their own ten minutes.
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=9))])
     first, processes = accelerator.is_main_process, accelerator.num_processes
-    batch_size, squash = recipe.batch_size // processes, recipe.preset == "article"
-    train_set = CocoDetections(data, train_split, recipe.size, squash, augment=Augment(recipe.size, squash, recipe.seed))
-    valid_set = CocoDetections(data, valid_split, recipe.size, squash, train_set.classes)
+    check(recipe, processes)
+    batch_size, article = recipe.batch_size // processes, recipe.preset == "article"
+    augment = Augment(recipe.size, article, recipe.seed)
+    train_set = CocoDetections(data, train_split, recipe.size, article, augment=augment)
+    valid_set = CocoDetections(data, valid_split, recipe.size, article, train_set.classes)
     torch.manual_seed(recipe.seed)
     detector = build(recipe.preset, train_set.classes, pretrained=recipe.pretrained and not weights)
     detector.settings["size"] = recipe.size
@@ -123,40 +158,23 @@ def train(
         fill(detector, load_weights(weights)[0], str(weights))
     sampler = EpochSampler(train_set, recipe.seed, recipe.balance, accelerator.process_index, processes)
     if len(sampler) < batch_size:
-        raise InputError(f"{data}: {len(sampler)} pictures of split {train_split!r} do not fill a batch of {batch_size}")
-    valid_loader = make_loader(valid_set, batch_size, workers=workers) if first else []
-    dls = miniai().DataLoaders(make_loader(train_set, batch_size, sampler, workers), valid_loader)
-    loss = DetectionLoss(detector.grid(recipe.size, recipe.size), "article" if recipe.preset == "article" else "quality")
+        raise InputError(
+            f"{data}: the {len(train_set)} pictures of {train_split!r} do not fill a batch: take a smaller"
+        )
+    valid = make_loader(valid_set, batch_size, workers=workers) if first else []
+    dls = SimpleNamespace(train=make_loader(train_set, batch_size, sampler, workers), valid=valid)
+    loss = DetectionLoss(detector.grid(recipe.size, recipe.size), "article" if article else "quality")
     settings = {**asdict(recipe), "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
-    resume = callbacks.Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every)
-    resume.writes = first
-    about = {"recipe": asdict(recipe), "trained_on": f"{len(train_set)} pictures of {Path(data).name}/{train_split}"}
-    reports = [
-        callbacks.CocoMetrics(valid_set),
-        callbacks.LogLosses(out),
-        callbacks.SaveBest(out / "best.safetensors", **about),
+    extra = [
+        Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first),
+        *([callbacks.Share(accelerator)] if processes > 1 else []),
     ]
-    extra = [resume, *(reports if first else []), *([callbacks.Progress()] if first and progress else [])]
-    if processes > 1:
-        extra.append(Share(accelerator))
-    learn = make_learner(detector, dls, recipe, loss, accelerator.device, extra)
-    learn.fit(recipe.epochs)
+    if first:
+        trained_on = f"{len(train_set)} pictures of {Path(data).name}/{train_split}"
+        best = reports.SaveBest(out / "best.safetensors", recipe=asdict(recipe), trained_on=trained_on)
+        extra += [reports.CocoMetrics(valid_set), reports.LogLosses(out), best]
+        extra += [reports.Progress()] if progress else []
+    where = device if device and processes == 1 else accelerator.device
+    make_learner(detector, dls, recipe, loss, where, extra=extra).fit(recipe.epochs)
+    accelerator.wait_for_everyone()
     return out / "best.safetensors"
-
-
-class Share(callbacks.Callback):
-    """Let the processes of `accelerate launch` work on one batch: mean gradients, and one normaliser for all of them.
-
-    DistributedDataParallel takes the mean of the processes' gradients; dividing by the mean of their target sums makes it
-    the gradient of the joint batch.
-    """
-
-    order = 5  # after FreezeBody: only parameters that learn are exchanged
-
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
-
-    def before_fit(self, learn):
-        count = self.accelerator.num_processes
-        learn.loss_func.normalise = lambda total: self.accelerator.reduce(total, "sum").clamp(min=1) / count
-        learn.model = self.accelerator.prepare_model(learn.detector)

@@ -34,9 +34,22 @@ def save_weights(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
             if copy.isinf().any() and not tensor.isinf().any():
                 raise ValueError(f"{name} holds numbers beyond float16's 65504: save it without half=True")
         stored[name] = copy
-    content = save(stored, {name: json.dumps(value) for name, value in metadata.items()})
+    content = sort_metadata(save(stored, {name: json.dumps(value) for name, value in metadata.items()}))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def sort_metadata(content: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order: safetensors shuffles them in every process anew.
+
+    Its layout: the header's length in 8 bytes, little-endian; the header in JSON, padded with spaces to 8; the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
-from odutils.evaluation import NAMES, score, score_by_source, to_results
+from odutils.evaluation import NAMES, operating_points, score, score_by_source, to_results
 from odutils.inference import Detections
 
 CATEGORIES = {1: "person", 3: "car", 17: "cat"}
@@ -153,6 +153,37 @@ def test_what_is_to_be_ignored_counts_neither_way(tmp_path, write_dataset, mark)
     assert score(marked, find_easy + find_hard)["AP"] == pytest.approx(1)
     assert score(plain, find_easy)["AP"] < 0.6
     assert score(marked, find_hard)["AP"] == 0
+
+
+def test_an_object_with_id_0_counts_as_others_do(tmp_path, write_dataset):
+    """pycocotools itself would call it missed: a match is the object's id there, and 0 is no match."""
+    one = {"bbox": [5, 5, 20, 20], "category_id": 1, "id": 0}
+    dataset = CocoDetections(write_dataset(tmp_path / "d", [[one]], CATEGORIES), "train")
+    found = {"image_id": 1, "category_id": 1, "bbox": one["bbox"], "score": 0.5}
+    assert score(dataset, [found])["AP"] == pytest.approx(1)
+
+
+def test_operating_points(tmp_path, write_dataset):
+    """Counted by hand: two persons, a difficult one and a cat on two pictures."""
+    person, cat = {"bbox": [5, 5, 20, 20], "category_id": 1}, {"bbox": [50, 10, 30, 30], "category_id": 17}
+    hard = {"bbox": [50, 10, 20, 20], "category_id": 1, "difficult": 1}
+    dataset = CocoDetections(write_dataset(tmp_path / "d", [[person, hard], [person, cat]], CATEGORIES), "train")
+
+    def found(image_id, box, category_id, score):
+        return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+
+    results = [
+        found(1, [6, 6, 20, 20], 1, 0.9),  # right
+        found(1, [5, 5, 20, 22], 1, 0.8),  # the same person again: wrong
+        found(1, hard["bbox"], 1, 0.7),  # neither
+        found(2, cat["bbox"], 1, 0.6),  # wrong name
+        found(2, cat["bbox"], 17, 0.5),  # right
+        found(2, [0, 40, 10, 10], 1, 0.4),  # nothing there
+    ]
+    points = operating_points(dataset, results, [0.95, 0.85, 0.55, 0.45, 0.1])
+    assert [point["precision"] for point in points] == pytest.approx([0, 1, 1 / 3, 2 / 4, 2 / 5])
+    assert [point["recall"] for point in points] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert [point["boxes"] for point in points] == [0, 0.5, 1.5, 2, 2.5]
 
 
 def test_results_of_a_detector(dataset):

@@ -1,0 +1,168 @@
+"""What each command of the command line does. Heavy packages are imported where they are used: `--help` is instant.
+
+Every function takes the parsed arguments, prints what was found, and returns the exit code (see `__main__.py`).
+"""
+
+import json
+import sys
+from argparse import Namespace
+from contextlib import nullcontext
+from pathlib import Path
+
+from odutils.errors import InputError
+from odutils.inputs import (
+    bars_on_terminals_only,
+    checked_device,
+    complain,
+    counted,
+    find_pictures,
+    find_split,
+    load_predictor,
+    name_targets,
+    splits_of,
+)
+
+TRAINING_SPLITS = ("train", "train2017")  # what a split is called where the user does not say
+VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")
+ARTICLE_SIZE = 224  # px, fixed by its anchors
+
+
+def detect(args: Namespace) -> int:
+    from odutils.drawing import draw_detections, write_picture
+    from odutils.files import replacing, writing
+    from odutils.pictures import read_picture
+    from odutils.results import object_rows, object_titles, to_coco
+
+    pictures, code = find_pictures(args.paths)
+    targets = name_targets(pictures, Path(args.out))
+    with writing(Path(args.out)):  # a place that refuses says so before the work, not after it
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    options = {"threshold": args.threshold, "iou_threshold": args.iou, "one_class_each": not args.every_class}
+    options = {name: value for name, value in options.items() if value is not None}
+    width, found = max(len(str(path)) for path in pictures), []
+    with replacing(args.json) if args.json else nullcontext() as json_path:
+        predictor = load_predictor(args)
+        print(object_titles(predictor.classes, width))
+        for path, target in zip(pictures, targets, strict=True):
+            try:
+                picture = read_picture(path)
+            except InputError as error:
+                complain(error)
+                code = 1
+                continue
+            detections = predictor(picture, **options)
+            write_picture(target, draw_detections(picture, detections, predictor.classes))
+            print(object_rows(path, detections, predictor.classes, width), flush=True)
+            found.append((path, picture.shape, detections))
+        if json_path:
+            json_path.write_text(json.dumps(to_coco(found, predictor.classes)))
+    print(f"{len(found)} of {len(pictures)} pictures with boxes in {args.out}")
+    return code
+
+
+@bars_on_terminals_only()
+def video(args: Namespace) -> int:
+    from odutils.film import FilmReader
+    from odutils.video import annotate_video
+
+    target = Path(args.out or Path("runs/video", Path(args.source).stem + ".mp4"))
+    with FilmReader(args.source):  # what is no film says so before anything is loaded
+        predictor = load_predictor(args)
+    limits = {"threshold": args.threshold, "limit": args.limit, "progress": sys.stdout.isatty()}
+    report = annotate_video(args.source, target, predictor, args.batch_size, **limits)
+    print(f"{target}: {report}")
+    return 0
+
+
+@bars_on_terminals_only()
+def train(args: Namespace) -> int:
+    train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
+    valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
+    is_article = args.preset == "article"
+    if is_article and args.size not in (None, ARTICLE_SIZE):
+        raise InputError(f"--size {args.size}: the article's anchors are made for {ARTICLE_SIZE} px")
+    device = checked_device(args.device)
+    from odutils import training
+
+    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "seed", "freeze_body")
+    recipe = training.Recipe(**{name: getattr(args, name) for name in names}, pretrained=not args.no_pretrained)
+    recipe.size = args.size or (ARTICLE_SIZE if is_article else recipe.size)
+    checkpoint = Path(args.out, "checkpoint.pt")
+    what = "going on from" if checkpoint.exists() else "beginning; when interrupted, the same command goes on from"
+    print(f"{train_split} to learn from, {valid_split} to choose the best; {what} {checkpoint}", flush=True)
+    splits, files = (train_split, valid_split), (args.weights, args.workers, device, args.checkpoint_every)
+    try:
+        best = training.train(args.data, args.out, recipe, *splits, *files)
+    except KeyboardInterrupt:
+        kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "before the first checkpoint"
+        raise KeyboardInterrupt(kept) from None
+    print(f"best weights: {best}\ntry them: python -m odutils detect PICTURE --weights {best}")
+    return 0
+
+
+def evaluate(args: Namespace) -> int:
+    split = find_split(args.data, args.split, VALIDATION_SPLITS)
+    from odutils.datasets import CocoDetections
+    from odutils.evaluation import predict, score_by_source
+    from odutils.files import replacing
+    from odutils.results import read_results, score_table
+
+    with replacing(args.json) if args.json else nullcontext() as json_path:
+        if args.results:
+            dataset = CocoDetections(args.data, split)
+            results = read_results(args.results, dataset)
+        else:
+            predictor = load_predictor(args)
+            if args.size and predictor.detector.settings["squash"]:
+                raise InputError(
+                    f"--size {args.size}: a detector of squashed pictures has one size, {predictor.size} px"
+                )
+            predictor.size = args.size or predictor.size
+            dataset = CocoDetections(args.data, split, classes=predictor.classes)
+            results = predict(predictor, dataset, progress=counted)
+        scores = score_by_source(dataset, results)
+        print(f"{len(dataset)} pictures of {args.data}, {split}; AP is COCO's mAP, the mean over IoU 0.50:0.95")
+        print(score_table(scores))
+        if json_path:
+            json_path.write_text(json.dumps(scores, indent=1))
+    return 0
+
+
+@bars_on_terminals_only()
+def check(args: Namespace) -> int:
+    from odutils.checking import check_dataset, to_text
+
+    splits, count = [find_split(args.data, args.split, ())] if args.split else splits_of(args.data), 0
+    for split in splits:
+        problems = check_dataset(args.data, split)
+        count += len(problems)
+        print(f"{args.data}, {split}: {len(problems) or 'no'} problems found")
+        if problems:
+            print(to_text(problems))
+    return 1 if count else 0
+
+
+@bars_on_terminals_only()
+def download_coco(args: Namespace) -> int:
+    from odutils import coco
+
+    print(f"COCO 2017 is in {coco.download_coco(args.root, tuple(args.splits))}")
+    return 0
+
+
+def download_weights(args: Namespace) -> int:
+    from odutils import weights
+
+    print(f"the weights are in {weights.download_weights(args.link, args.out)}")
+    return 0
+
+
+def sample(args: Namespace) -> int:
+    from odutils.sample import make_sample
+
+    images = args.images[0] if len(args.images) == 1 else tuple(args.images)
+    if len(args.images) > 2:
+        raise InputError("--images takes one number, or two: for train and for val")
+    root = make_sample(args.root, images, args.size, args.seed)
+    print(f"a data set is in {root}; try: python -m odutils train --data {root}")
+    return 0

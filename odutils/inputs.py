@@ -1,0 +1,118 @@
+"""What the commands of the command line share: which files, splits, weights and devices are meant, and complaints."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from odutils.errors import InputError
+
+
+def complain(problem: Exception | str) -> None:
+    """One line on stderr. Of an error from a loader's process, which arrives as a whole traceback, its last line."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    if "Original Traceback" in str(problem):
+        lines = lines[-1].split("Error: ", 1)[-1:]
+    print("odutils:", " ".join(" ".join(lines).split()), file=sys.stderr)
+
+
+def find_pictures(paths: Sequence[str]) -> tuple[list[Path], int]:
+    """The pictures that are named or lie in the folders named, each once, and the exit code so far.
+
+    What is not there is told and gives 1, the rest is done; InputError if there is no rest.
+    """
+    from odutils.pictures import list_pictures
+
+    found, problems = {}, []
+    for path in map(Path, paths):
+        try:
+            if not path.exists():
+                raise InputError(f"{path}: no such file or folder")
+            for picture in list_pictures(path) if path.is_dir() else [path]:
+                found.setdefault(picture.resolve(), picture)
+        except InputError as error:
+            problems.append(error)
+    if not found:
+        raise InputError("; ".join(map(str, problems)))
+    for problem in problems:
+        complain(problem)
+    return list(found.values()), 1 if problems else 0
+
+
+def name_targets(pictures: Sequence[Path], out: Path) -> list[Path]:
+    """A file in `out` for each picture: of its name, numbered where that is taken; .jpg for kinds not written."""
+    from odutils.drawing import SUFFIXES
+
+    sources, targets, taken = {path.resolve() for path in pictures}, [], set()
+    for path in pictures:
+        suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".jpg"
+        name, number = path.stem + suffix, 2
+        while name.lower() in taken:  # some file systems do not tell upper from lower case
+            name, number = f"{path.stem}_{number}{suffix}", number + 1
+        taken.add(name.lower())
+        targets.append(out / name)
+        if targets[-1].resolve() in sources:
+            raise InputError(f"{targets[-1]}: would be drawn over: choose another folder with --out")
+    return targets
+
+
+def find_split(data: str, wanted: str | None, usual: Sequence[str]) -> str:
+    """The split that the user wants, or the first of the usual names that is there. Raises InputError if it is not."""
+    there = splits_of(data)
+    split = wanted or next((name for name in usual if name in there), None)
+    if split not in there:
+        missing = f"no split {split!r}" if split else f"no split called {' or '.join(usual)}"
+        raise InputError(f"{data}: {missing}; there are {', '.join(there)}")
+    return split
+
+
+def splits_of(data: str) -> list[str]:
+    """The splits of a data set, by its annotation files. Raises InputError if there are none."""
+    if not Path(data).is_dir():
+        raise InputError(f"{data}: no such folder")
+    there = sorted(file.stem.removeprefix("instances_") for file in Path(data).glob("annotations/instances_*.json"))
+    if not there:
+        raise InputError(f"{data}: no annotations/instances_SPLIT.json in it: not a data set in COCO's layout")
+    return there
+
+
+def load_predictor(args: Namespace):
+    from odutils.inference import Predictor
+
+    return Predictor.from_weights(args.weights, checked_device(args.device))
+
+
+def checked_device(name: str | None) -> str | None:
+    """The name of a device that works. Raises InputError for another."""
+    import torch
+
+    try:
+        torch.empty(1, device=name).float()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """fastprogress draws its bars into pipes and files, too; not so inside this block. Its lines of figures stay."""
+    from fastprogress import fastprogress
+
+    before = fastprogress.NO_BAR
+    if not sys.stdout.isatty():
+        fastprogress.NO_BAR = True
+        fastprogress.print = lambda *_, **__: None  # a new bar tries out its block whatever NO_BAR says
+    try:
+        yield
+    finally:
+        fastprogress.NO_BAR = before
+        vars(fastprogress).pop("print", None)
+
+
+def counted(items: Sequence) -> Iterator:
+    """Yields the items; tells how far it is on stderr if that is a terminal."""
+    for done, item in enumerate(items):
+        if sys.stderr.isatty():
+            print(f"\r{done / len(items):4.0%}", end="\r", file=sys.stderr, flush=True)
+        yield item

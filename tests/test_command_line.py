@@ -1,0 +1,524 @@
+"""Protects the command line: right answers in the promised form, and for every bad input one line and an exit code."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from odutils import training
+from odutils.__main__ import main
+from odutils.classes import CATEGORY_IDS, CLASSES
+from odutils.datasets import CocoDetections
+from odutils.drawing import write_picture
+from odutils.evaluation import NAMES, predict, score_by_source
+from odutils.inference import Predictor
+from odutils.options import RECIPE
+from odutils.pictures import read_picture
+from odutils.presets import build, save_detector
+from odutils.sample import make_sample
+from odutils.weights import load_weights, save_weights
+
+COMMANDS = ("detect", "video", "train", "evaluate", "check", "download coco", "download weights", "sample")
+THRESHOLD = 0.8
+
+
+def save_random(path, classes=CLASSES):
+    """Weights that nobody trained, but that are sure enough of what they see to draw some boxes."""
+    torch.manual_seed(0)
+    detector = build("pyramid", classes).train()
+    torch.nn.init.normal_(detector.head.class_output.weight, std=0.1)
+    for norm in (module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = None  # its statistics become the next batch's, without which signals fade on their way
+    with torch.no_grad():
+        detector(torch.randint(256, (4, 3, 128, 128), dtype=torch.uint8))
+    save_detector(path, detector)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_random(tmp_path_factory.mktemp("weights") / "random.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", images=(8, 4), size=96, seed=1)
+
+
+@pytest.fixture
+def pictures(tmp_path, draw_picture):
+    """Two folders with a picture of the same name in each."""
+    paths = [tmp_path / "first" / "cat.jpg", tmp_path / "second" / "cat.jpg"]
+    for seed, path in enumerate(paths):
+        write_picture(path, draw_picture(120 + 40 * seed, 160, seed))
+    return paths
+
+
+def run(*arguments):
+    """The exit code of `python -m odutils …`, run in this process."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture
+def complaint(capfd):
+    """complaint(code, *arguments): the one line that a command which fails with this exit code says on stderr."""
+
+    def check(code, *arguments):
+        capfd.readouterr()
+        assert run(*arguments) == code
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("odutils: "), lines
+        assert "Traceback" not in lines[0]
+        return lines[0]
+
+    return check
+
+
+def detect(weights, tmp_path, *arguments):
+    return ("detect", "--weights", weights, "--threshold", THRESHOLD, "--out", tmp_path / "out", *arguments)
+
+
+# ---- what it does when all is well
+
+
+def test_detect_draws_prints_and_writes_cocos_form(pictures, weights, tmp_path, capsys):
+    found = tmp_path / "found.json"
+    assert run(*detect(weights, tmp_path, pictures[0], tmp_path / "second", "--json", found)) == 0
+    content = json.loads(found.read_text())
+    predictor = Predictor.from_weights(weights)
+    expected = [predictor(path, threshold=THRESHOLD) for path in pictures]
+    assert min(len(one.boxes) for one in expected) > 0
+
+    assert [(one["id"], one["file_name"]) for one in content["images"]] == [
+        (1, str(pictures[0])),
+        (2, str(pictures[1])),
+    ]
+    assert [(one["width"], one["height"]) for one in content["images"]] == [(160, 120), (160, 160)]
+    assert [c["name"] for c in content["categories"]] == list(CLASSES)
+    for image_id, one in enumerate(expected, start=1):
+        written = [a for a in content["annotations"] if a["image_id"] == image_id]
+        x, y, width, height = np.float32([a["bbox"] for a in written]).T
+        np.testing.assert_allclose(np.stack([x, y, x + width, y + height], axis=1), one.boxes, atol=1e-3)
+        assert [a["category_id"] for a in written] == [CATEGORY_IDS[label - 1] for label in one.labels]
+        np.testing.assert_allclose([a["score"] for a in written], one.scores, atol=1e-6)
+        assert all(set(a) == {"image_id", "category_id", "bbox", "score"} for a in written)
+
+    lines = capsys.readouterr().out.splitlines()
+    best = expected[0]
+    assert lines[1].split()[0] == str(pictures[0]) and CLASSES[best.labels[0] - 1] in lines[1]
+    assert [int(number) for number in lines[1].split()[-4:]] == best.boxes[0].round().astype(int).tolist()
+    assert len(lines) == 2 + sum(len(one.boxes) for one in expected)
+    for name, source in (("cat.jpg", pictures[0]), ("cat_2.jpg", pictures[1])):  # neither overwrites the other
+        drawn, plain = read_picture(tmp_path / "out" / name), read_picture(source)
+        assert drawn.shape == plain.shape and (np.abs(drawn.astype(int) - plain) > 60).any()
+
+
+def test_a_picture_without_objects_says_so(pictures, weights, tmp_path, capsys):
+    assert run(*detect(weights, tmp_path, pictures[0], "--threshold", 0.999999, "--json", tmp_path / "f.json")) == 0
+    assert f"{pictures[0]}  nothing found" in capsys.readouterr().out
+    assert json.loads((tmp_path / "f.json").read_text())["annotations"] == []
+
+
+def test_classes_of_ones_own_have_their_labels_as_ids(pictures, tmp_path):
+    own = save_random(tmp_path / "own.safetensors", ("bolt", "nut"))
+    assert run(*detect(own, tmp_path, pictures[0], "--json", tmp_path / "f.json")) == 0
+    content = json.loads((tmp_path / "f.json").read_text())
+    assert content["categories"] == [{"id": 1, "name": "bolt"}, {"id": 2, "name": "nut"}]
+    assert {a["category_id"] for a in content["annotations"]} <= {1, 2}
+
+
+def test_other_kinds_are_drawn_as_jpeg_and_originals_are_never_overwritten(weights, tmp_path, draw_picture, complaint):
+    original = tmp_path / "in" / "a.webp"
+    original.parent.mkdir()
+    Image.fromarray(draw_picture()).save(original)
+    assert run(*detect(weights, tmp_path, original)) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
+    drawn = (tmp_path / "out" / "a.jpg").read_bytes()
+    assert "choose another folder" in complaint(2, *detect(weights, tmp_path, tmp_path / "out" / "a.jpg"))
+    assert (tmp_path / "out" / "a.jpg").read_bytes() == drawn
+
+
+def test_evaluate_gives_the_figures_of_evaluation(sample, weights, tmp_path, capsys):
+    assert run("evaluate", "--data", sample, "--weights", weights, "--json", tmp_path / "scores.json") == 0
+    predictor = Predictor.from_weights(weights)
+    dataset = CocoDetections(sample, "val", classes=predictor.classes)
+    results = predict(predictor, dataset)
+    expected = score_by_source(dataset, results)
+    assert json.loads((tmp_path / "scores.json").read_text()) == expected
+    assert tuple(expected["all"]) == NAMES
+    assert all(name in capsys.readouterr().out.split() for name in NAMES[:1])
+
+    foreign = tmp_path / "results.json"
+    foreign.write_text(json.dumps(results))
+    arguments = (
+        "evaluate",
+        "--data",
+        sample,
+        "--split",
+        "val",
+        "--results",
+        foreign,
+        "--json",
+        tmp_path / "again.json",
+    )
+    assert run(*arguments, "--weights", "nowhere") == 0  # no weights are needed
+    assert json.loads((tmp_path / "again.json").read_text()) == expected
+
+
+@pytest.fixture
+def perfect(sample):
+    """Results that are exactly what `sample` holds."""
+    content = json.loads((sample / "annotations" / "instances_val.json").read_text())
+    return [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in content["annotations"]
+    ]
+
+
+def test_perfect_results_have_an_ap_of_one(sample, perfect, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(perfect))
+    assert run("evaluate", "--data", sample, "--results", tmp_path / "results.json") == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[1] == list(NAMES) and table[2][:4] == ["all", "1.000", "1.000", "1.000"]
+
+
+def test_a_detect_json_is_scored_by_the_names_of_pictures_and_classes(sample, weights, tmp_path):
+    found, scores = tmp_path / "found.json", tmp_path / "scores.json"
+    names = sorted((sample / "val").iterdir(), reverse=True)  # numbered otherwise than in the data set
+    arguments = detect(weights, tmp_path, *names, "--json", found, "--every-class", "--threshold", 0.01)
+    assert run(*arguments) == 0
+    assert run("evaluate", "--data", sample, "--results", found, "--json", scores) == 0
+    predictor = Predictor.from_weights(weights)
+    dataset = CocoDetections(sample, "val")
+    assert json.loads(scores.read_text()) == score_by_source(dataset, predict(predictor, dataset, batch_size=1))
+
+
+def test_sample_and_check(tmp_path, capsys):
+    root = tmp_path / "sample"
+    assert run("sample", root, "--images", 3, 2, "--size", 64, "--seed", 5) == 0
+    assert len(list((root / "train").iterdir())) == 3 and len(list((root / "val").iterdir())) == 2
+    assert run("check", "--data", root) == 0
+    assert capsys.readouterr().out.count("no problems found") == 2  # both splits
+    os.remove(next((root / "val").iterdir()))
+    assert run("check", "--data", root, "--split", "val") == 1
+    assert "missing picture" in capsys.readouterr().out
+    assert run("check", "--data", root, "--split", "train") == 0
+
+
+def write_film(path, frames=3):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(frames):
+            picture = np.full((64, 96, 3), 60 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def test_video_writes_a_film_of_as_many_frames(weights, tmp_path, capsys):
+    write_film(tmp_path / "film.mp4")
+    target = tmp_path / "new" / "boxes.mp4"
+    assert run("video", tmp_path / "film.mp4", "--out", target, "--weights", weights, "--threshold", THRESHOLD) == 0
+    with av.open(str(target)) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 3
+    assert "3 frames" in capsys.readouterr().out
+
+
+def test_train_writes_weights_that_detect_can_use_and_goes_on(sample, pictures, tmp_path, capsys):
+    arguments = ["train", "--data", sample, "--out", tmp_path / "run", "--size", 64, "--epochs", 1, "--batch-size", 4]
+    arguments += ["--workers", 0, "--no-pretrained", "--device", "cpu"]
+    assert run(*arguments) == 0
+    assert "beginning" in capsys.readouterr().out
+    assert run(*detect(tmp_path / "run" / "best.safetensors", tmp_path, pictures[0])) == 0
+    assert load_weights(tmp_path / "run" / "best.safetensors")[1]["size"] == 64
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert f"going on from {tmp_path / 'run' / 'checkpoint.pt'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_the_parser_understands(command, capsys, monkeypatch):
+    assert run(*command.split(), "--help") == 0
+    text = capsys.readouterr().out
+    example = text.split("python -m odutils")[-1].split()
+    assert example[: len(command.split())] == command.split()
+    from odutils.options import make_parser
+
+    assert make_parser().parse_args(example).command.__name__ == command.replace(" ", "_")
+
+
+def test_the_recipe_in_the_help_is_that_of_training():
+    recipe = vars(training.Recipe())
+    assert {name: recipe[name] for name in RECIPE} == RECIPE
+
+
+def test_help_and_import_are_quick():
+    """Imports nothing heavy: what counts is which modules come in, seconds depend on the machine."""
+    script = "import sys, odutils, odutils.__main__; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = (
+        "numpy torch torchvision cv2 PIL av timm fastai imgaug pycocotools matplotlib fastprogress safetensors".split()
+    )
+    loaded = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "odutils", "--help"], capture_output=True, text=True, check=True)
+    assert all(command.split()[0] in shown.stdout for command in COMMANDS) and not shown.stderr
+
+
+# ---- bad input
+
+
+@pytest.fixture(params=["text", "truncated", "empty"])
+def broken(request, tmp_path, pictures):
+    """A file named .jpg that is no picture, or not a whole one."""
+    whole = pictures[0].read_bytes()
+    path = tmp_path / "bad" / f"{request.param}.jpg"
+    path.parent.mkdir()
+    path.write_bytes({"text": b"Not a picture.\n", "truncated": whole[: len(whole) // 2], "empty": b""}[request.param])
+    return path
+
+
+def test_a_broken_picture(broken, weights, tmp_path, complaint):
+    assert str(broken) in complaint(1, *detect(weights, tmp_path, broken))
+
+
+def test_a_broken_picture_among_others(broken, pictures, weights, tmp_path, complaint):
+    found = tmp_path / "found.json"
+    assert str(broken) in complaint(1, *detect(weights, tmp_path, pictures[0], broken, pictures[1], "--json", found))
+    assert [one["file_name"] for one in json.loads(found.read_text())["images"]] == list(map(str, pictures))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat.jpg", "cat_2.jpg"]
+
+
+def test_a_missing_file(pictures, weights, tmp_path, complaint):
+    assert "no such file" in complaint(2, *detect(weights, tmp_path, tmp_path / "no.jpg"))
+    assert "no such file" in complaint(1, *detect(weights, tmp_path, tmp_path / "no.jpg", pictures[0]))
+    assert (tmp_path / "out" / "cat.jpg").is_file()
+
+
+def test_a_folder_without_pictures(weights, tmp_path, complaint):
+    (tmp_path / "void").mkdir()
+    (tmp_path / "void" / "notes.txt").write_text("nothing")
+    assert "no pictures" in complaint(2, *detect(weights, tmp_path, tmp_path / "void"))
+
+
+def test_a_film_without_pictures(weights, tmp_path, complaint):
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", "NONE"))
+        sound.writeframes(bytes(8000))
+    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "empty.mp4").touch()
+    common = ("--out", tmp_path / "out.mp4", "--weights", weights)
+    assert "no video stream" in complaint(1, "video", tmp_path / "sound.wav", *common)
+    assert "cannot be read" in complaint(1, "video", tmp_path / "text.mp4", *common)
+    assert "empty" in complaint(1, "video", tmp_path / "empty.mp4", *common)
+    assert "no such file" in complaint(2, "video", tmp_path / "nothing.mp4", *common)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_weights_that_do_not_fit(weights, pictures, tmp_path, complaint):
+    tensors, metadata = load_weights(weights)
+    path = tmp_path / "bad.safetensors"
+
+    def said(change):
+        save_weights(path, tensors, metadata | change)
+        return complaint(2, *detect(path, tmp_path, pictures[0]))
+
+    assert "'article'" in said({"preset": "article"})
+    assert "no preset 'yolo'" in said({"preset": "yolo"})
+    assert "2 classes" in said({"classes": ["bolt", "nut"]})
+    assert "no detector" in said({"classes": 80})
+    assert "no detector" in said({"preset": ["pyramid"], "size": "big"})
+    save_weights(path, tensors, {})
+    assert "metadata lack" in complaint(2, *detect(path, tmp_path, pictures[0]))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 200_000, None])
+def test_broken_weights(keep, weights, pictures, tmp_path, complaint):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"not weights at all" if keep is None else weights.read_bytes()[:keep])
+    assert str(path) in complaint(2, *detect(path, tmp_path, pictures[0]))
+    assert "no such weights" in complaint(2, *detect(tmp_path / "none.safetensors", tmp_path, pictures[0]))
+
+
+def test_weights_of_another_kind_to_train_from(sample, tmp_path, complaint):
+    other = save_random(tmp_path / "other.safetensors", ("bolt", "nut"))
+    common = ("--out", tmp_path / "run", "--size", 64, "--workers", 0, "--device", "cpu", "--batch-size", 4)
+    line = complaint(2, "train", "--data", sample, "--weights", other, *common)
+    assert str(other) in line and "80 classes" in line
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content: "{", "line 1"),
+        (lambda content: [1], "not COCO's format"),
+        (lambda content: {"images": content["images"]}, "not COCO's format"),
+        (lambda content: content | {"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "annotation 1"),
+        (lambda content: content | {"annotations": [content["annotations"][0] | {"category_id": 99}]}, "99"),
+        (lambda content: content | {"annotations": [content["annotations"][0] | {"bbox": [1, 2]}]}, "annotation 1"),
+        (lambda content: content | {"images": [content["images"][0] | {"file_name": 5}]}, "not COCO's format"),
+    ],
+)
+def test_a_coco_file_with_errors(change, said, tmp_path, write_dataset, weights, complaint, capfd):
+    root = write_dataset(tmp_path / "data", [[{"bbox": [10, 10, 30, 20], "category_id": 1}]], {1: "person"}, "val")
+    path = root / "annotations" / "instances_val.json"
+    changed = change(json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    line = complaint(2, "evaluate", "--data", root, "--weights", weights)
+    assert str(path) in line and said in line
+    assert run("check", "--data", root, "--split", "val") == 1
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.err and "problems found" in captured.out
+
+
+def test_data_sets_that_are_not_there(sample, tmp_path, complaint):
+    for command in ("check", "evaluate", "train"):
+        assert "no such folder" in complaint(2, command, "--data", tmp_path / "none")
+        assert "not a data set" in complaint(2, command, "--data", tmp_path)
+    for command in ("check", "evaluate"):
+        line = complaint(2, command, "--data", sample, "--split", "vla")
+        assert "no split 'vla'" in line and "train, val" in line
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"image_id": 999}, "image_id 999"),
+        ({"image_id": [1]}, "image_id [1]"),
+        ({"category_id": 12}, "category_id 12"),  # one of the ids that COCO dropped
+        ({"bbox": [1, 2, float("nan"), 4]}, "bbox"),
+        ({"bbox": [1, 2, 3]}, "bbox"),
+        ({"bbox": [50, 50, -20, 4]}, "negative"),
+        ({"score": float("nan")}, "score"),
+        ({"score": "high"}, "score"),
+        ({"score": None}, "score"),
+    ],
+)
+def test_results_with_errors(change, said, sample, perfect, tmp_path, complaint):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([*perfect, perfect[0] | change]))
+    line = complaint(2, "evaluate", "--data", sample, "--results", path)
+    assert f"{path}: result {len(perfect)}: " in line and said in line
+
+
+@pytest.mark.parametrize("text", ["", "[", "5", "{}", '[{"image_id": 1}]', "[5]", '{"annotations": []}', "\xff"])
+def test_files_that_are_no_results(text, sample, tmp_path, complaint):
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert str(path) in complaint(2, "evaluate", "--data", sample, "--results", path)
+    assert "no such file" in complaint(2, "evaluate", "--data", sample, "--results", tmp_path / "none.json")
+
+
+def test_detections_in_other_pictures(sample, pictures, weights, tmp_path, complaint):
+    assert run(*detect(weights, tmp_path, *pictures, "--json", tmp_path / "found.json")) == 0
+    line = complaint(2, "evaluate", "--data", sample, "--results", tmp_path / "found.json")
+    assert "2 of its pictures" in line and str(pictures[0]) in line
+
+
+def fail_with(number):
+    def fail(self, *arguments, **options):
+        raise OSError(number, os.strerror(number), str(self))
+
+    return fail
+
+
+def test_no_space_on_the_disk(pictures, sample, weights, tmp_path, complaint, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", fail_with(errno.ENOSPC))
+    assert "No space left" in complaint(2, *detect(weights, tmp_path, pictures[0]))
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "write_text", fail_with(errno.ENOSPC))
+    line = complaint(2, *detect(weights, tmp_path, pictures[0], "--json", tmp_path / "found.json"))
+    assert "No space left" in line and "found.json" in line
+    assert not (tmp_path / "found.json").exists()
+    assert "No space left" in complaint(2, "sample", tmp_path / "sample", "--images", 2, 1)
+
+
+def test_no_permission_to_write(pictures, weights, sample, tmp_path, complaint, monkeypatch):
+    (tmp_path / "file").touch()
+    for arguments in (
+        detect(weights, tmp_path, pictures[0], "--out", tmp_path / "file" / "out"),
+        detect(weights, tmp_path, pictures[0], "--out", tmp_path / "file"),
+        detect(weights, tmp_path, pictures[0], "--json", tmp_path / "file" / "found.json"),
+        detect(weights, tmp_path, pictures[0], "--json", tmp_path),
+        ("evaluate", "--data", sample, "--weights", weights, "--json", tmp_path / "file" / "scores.json"),
+        ("sample", tmp_path / "file" / "sample", "--images", 2, 1),
+        ("download", "coco", "--root", tmp_path / "file" / "coco"),
+    ):
+        assert "file" in complaint(2, *arguments) or "directory" in complaint(2, *arguments)
+    monkeypatch.setattr(Path, "touch", fail_with(errno.EACCES))
+    line = complaint(2, *detect(weights, tmp_path, pictures[0]))
+    assert "Permission denied" in line and "cat.jpg" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "fly",
+        "detect",
+        "detect a.jpg --threshold 1.5",
+        "detect a.jpg --threshold nan",
+        "detect a.jpg --iou high",
+        "video a.mp4 --batch-size 0",
+        "train --data d --epochs -1",
+        "train --data d --preset yolo",
+        "evaluate",
+        "download coco --splits test2017",
+        "download weights short --out w.pth",
+        "sample s --images 1 2 3",
+        "sample s --size 8",
+    ],
+)
+def test_wrong_arguments(arguments, tmp_path, complaint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    complaint(2, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there(pictures, weights, tmp_path, complaint):
+    for device in ("warp", "cuda:99"):
+        assert device in complaint(2, *detect(weights, tmp_path, pictures[0], "--device", device))
+
+
+def test_the_article_has_one_size(sample, complaint):
+    assert "224" in complaint(2, "train", "--data", sample, "--preset", "article", "--size", 256)
+
+
+def test_ctrl_c_says_how_to_go_on(sample, tmp_path, complaint, monkeypatch):
+    def stop(*arguments, **options):
+        (tmp_path / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stop)
+    line = complaint(130, "train", "--data", sample, "--out", tmp_path)
+    assert f"the same command goes on from {tmp_path / 'checkpoint.pt'}" in line
+    monkeypatch.setattr(Predictor, "from_weights", stop)
+    assert complaint(130, "detect", sample / "val", "--out", tmp_path / "out") == "odutils: stopped"
+
+
+def test_a_package_that_is_missing(sample, tmp_path, complaint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imgaug.augmenters", None)
+    line = complaint(2, "train", "--data", sample, "--out", tmp_path, "--device", "cpu", "--no-pretrained")
+    assert "imgaug" in line and "pip install" in line
+
+
+def test_an_error_in_a_loaders_process_is_one_line(tmp_path, write_dataset, complaint):
+    root = write_dataset(tmp_path / "data", [[{"bbox": [10, 10, 30, 20], "category_id": 1}]] * 4, {1: "person"})
+    write_dataset(tmp_path / "other", [[]], {1: "person"}, "val")
+    (tmp_path / "other" / "val").rename(root / "val")
+    (tmp_path / "other" / "annotations" / "instances_val.json").rename(root / "annotations" / "instances_val.json")
+    (root / "train" / "0002.png").write_text("broken")
+    arguments = ("--out", tmp_path / "run", "--size", 64, "--batch-size", 4, "--workers", 1, "--device", "cpu")
+    line = complaint(1, "train", "--data", root, "--no-pretrained", *arguments)
+    assert line.startswith(f"odutils: {root / 'train' / '0002.png'}: cannot be read")

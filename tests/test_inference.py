@@ -1,0 +1,267 @@
+"""Protects what a user gets: the right boxes in the right pixels, each object once, whatever the picture comes as."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from odutils.anchors import article_grid, pyramid_grid
+from odutils.errors import InputError
+from odutils.inference import Predictor, as_array, select, to_detections
+from odutils.pictures import fit, input_shape
+from odutils.presets import build
+
+LOW = 0.05  # threshold at which a network with random weights finds something
+
+
+# ---- from predictions to boxes, against a literal version
+
+
+def overlap(a, b):
+    """IoU of two boxes (4,), in plain numbers."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def decode_one(grid, anchor, code):
+    """One box from its code, as the preset's description has it."""
+    x1, y1, x2, y2 = grid.boxes[anchor].double().tolist()
+    code = code.double()
+    if grid.coding == "sides":
+        step_x, step_y = grid.steps[anchor].double().tolist()
+        left, top, right, bottom = (code.exp() + 1).log().tolist()
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        box = [x - left * step_x, y - top * step_y, x + right * step_x, y + bottom * step_y]
+    else:
+        move_x, move_y, grow_x, grow_y = (code.tanh() / 2).tolist()
+        width, height = x2 - x1, y2 - y1
+        x, y = (x1 + x2) / 2 + move_x * width, (y1 + y2) / 2 + move_y * height
+        width, height = width * (1 + grow_x), height * (1 + grow_y)
+        box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    return [min(max(value, 0), 1) for value in box]
+
+
+def select_literally(logits, codes, grid, threshold, iou_threshold, one_class_each, most, candidates):
+    answers = []
+    for anchor, row in enumerate(logits.double().sigmoid().tolist()):
+        answers += [(score, anchor, label) for label, score in enumerate(row, start=1) if score > threshold]
+    answers = sorted(answers, reverse=True)[:candidates]
+    found = [(score, label, decode_one(grid, anchor, codes[anchor])) for score, anchor, label in answers]
+    for across_classes, limit in [(False, iou_threshold)] + [(True, 0.7)] * one_class_each:
+        kept = []
+        for score, label, box in found:
+            rivals = (other for _, other_label, other in kept if across_classes or label == other_label)
+            if all(overlap(box, other) <= limit for other in rivals):
+                kept.append((score, label, box))
+        found = kept
+    return found[:most]
+
+
+@pytest.mark.parametrize("grid", [pyramid_grid(64, 128), article_grid()], ids=["pyramid", "article"])
+@pytest.mark.parametrize("one_class_each", [False, True])
+@pytest.mark.parametrize("most, candidates", [(100, 400), (7, 50)])
+def test_select_equals_the_literal_version(grid, one_class_each, most, candidates):
+    generator = torch.Generator().manual_seed(most)
+    logits = torch.randn(len(grid), 3, generator=generator) - 1
+    codes = torch.randn(len(grid), 4, generator=generator)
+    options = dict(threshold=0.6, iou_threshold=0.5, one_class_each=one_class_each, most=most, candidates=candidates)
+    boxes, labels, scores = select(logits, codes, grid, **options)
+    expected = select_literally(logits, codes, grid, **options)
+    assert 3 < len(expected) <= most
+    assert labels.tolist() == [label for _, label, _ in expected]
+    assert torch.allclose(scores.double(), torch.tensor([score for score, *_ in expected]).double(), atol=1e-6)
+    assert torch.allclose(boxes.double(), torch.tensor([box for *_, box in expected]).double(), atol=1e-5)
+
+
+@pytest.fixture
+def answers():
+    """A function: {(label, (x1, y1, x2, y2)): score} -> logits, codes, grid of a 64 × 64 input with those answers."""
+
+    def make(wanted):
+        grid = pyramid_grid(64, 64)
+        logits, boxes = torch.full((len(grid), 4), -20.0), grid.boxes.clone()
+        for row, ((label, box), score) in enumerate(wanted.items()):
+            anchor = 27 + row  # in the middle of the finest level, so that every side is within reach
+            logits[anchor, label - 1] = torch.tensor(score).logit()
+            boxes[anchor] = torch.tensor(box)
+        return logits, grid.encode(boxes), grid
+
+    return make
+
+
+WHOLE, MOST_OF_IT, HALF = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.75), (0.0, 0.0, 1.0, 0.65)  # IoU 1, 0.75, 0.65
+
+
+def labels_of(answers, **options):
+    return select(*answers, **options)[1].tolist()
+
+
+def test_two_names_for_one_object_compete(answers):
+    close = answers({(1, WHOLE): 0.5, (2, MOST_OF_IT): 0.9, (3, HALF): 0.8})
+    assert labels_of(close) == [2]  # 2 and 3 overlap by 0.87, 2 and 1 by 0.75: the best score wins
+    assert labels_of(close, one_class_each=False) == [2, 3, 1]
+    assert labels_of(answers({(1, WHOLE): 0.5, (3, HALF): 0.8})) == [3, 1]  # 0.65: a rider and a horse
+
+
+def test_one_class_is_suppressed_earlier(answers):
+    assert labels_of(answers({(1, WHOLE): 0.5, (1, HALF): 0.8}), iou_threshold=0.6) == [1]
+    assert labels_of(answers({(1, WHOLE): 0.5, (1, HALF): 0.8}), iou_threshold=0.66) == [1, 1]
+
+
+def test_thresholds_at_the_ends_of_a_slider(answers):
+    some = answers({(1, WHOLE): 0.5})
+    assert len(select(*some, threshold=0.0)[0]) > 1
+    assert select(*some, threshold=1.0)[0].shape == (0, 4)
+    assert select(*some, threshold=0.51)[1].shape == (0,)
+
+
+# ---- from pictures to detections, with a small input and random weights
+
+
+@pytest.fixture(scope="module")
+def predictors():
+    """{squash: Predictor} with random weights, seeded, whose class scores are spread out."""
+    torch.manual_seed(0)
+    detector = build("pyramid", classes=("a", "b", "c"))
+    detector.settings["size"] = 128
+    for module in detector.modules():  # batch norm of random weights: what a short training would have measured
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    detector.train()
+    with torch.no_grad():
+        detector(torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8))
+    torch.nn.init.normal_(detector.head.class_output.weight, std=0.5)
+    torch.nn.init.normal_(detector.head.box_output.weight, std=0.3)
+    return {squash: Predictor(with_setting(detector, squash=squash), "cpu", LOW) for squash in (False, True)}
+
+
+def with_setting(detector, **settings):
+    detector = copy.deepcopy(detector)
+    detector.settings.update(settings)
+    return detector
+
+
+SHAPES = [(90, 160), (160, 90), (64, 64), (300, 200), (33, 128), (1, 1)]
+
+
+@pytest.fixture(scope="module")
+def pictures(draw_picture):
+    return [draw_picture(*shape, seed=index) for index, shape in enumerate(SHAPES)]
+
+
+def same(found, other):
+    return len(found.labels) == len(other.labels) and all(
+        np.allclose(a, b, atol=1e-3) for a, b in zip(found, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_detections_lie_in_the_picture_best_first(predictors, pictures, squash):
+    for picture in pictures:
+        boxes, labels, scores = predictors[squash](picture)
+        height, width = picture.shape[:2]
+        assert len(boxes) and (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (np.diff(scores) <= 0).all() and (scores > LOW).all() and (scores <= 1).all()
+        assert set(labels) <= {1, 2, 3}
+        assert (boxes.dtype, labels.dtype, scores.dtype) == (np.float32, np.int64, np.float32)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_boxes_are_in_pixels_of_the_picture(predictors, pictures, squash):
+    """A Predictor step by step: what it finds on the input, scaled by hand."""
+    predictor = predictors[squash]
+    for picture in pictures[:4]:
+        height, width = picture.shape[:2]
+        shape = input_shape(height, width, 128, squash)
+        fitted, _ = fit(picture, 128, squash, shape)
+        with torch.no_grad():
+            logits, codes = predictor.detector(torch.from_numpy(fitted).permute(2, 0, 1)[None])
+        boxes, labels, scores = select(logits[0], codes[0], predictor.detector.grid(*shape), LOW)
+        pixels = boxes.numpy() * np.tile(shape[::-1], 2)
+        scale = (shape[1] / width, shape[0] / height) if squash else (128 / max(height, width),) * 2
+        expected = (pixels / np.tile(scale, 2)).clip(0, [width, height] * 2)
+        visible = (expected[:, 2:] > expected[:, :2]).all(axis=1)
+        found = predictor(picture)
+        assert np.abs(found.boxes - expected[visible]).max() < 0.02 * max(height, width)  # sides are rounded to pixels
+        assert np.allclose(found.scores, scores.numpy()[visible], atol=1e-5)
+        assert found.labels.tolist() == labels.numpy()[visible].tolist()
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_a_batch_equals_one_by_one(predictors, pictures, squash):
+    together = predictors[squash].batch(pictures)
+    assert len(together) == len(pictures)
+    assert all(same(found, predictors[squash](picture)) for found, picture in zip(together, pictures, strict=True))
+    assert predictors[squash].batch([]) == []
+
+
+def test_every_kind_of_picture(predictors, pictures, tmp_path):
+    predictor, expected = predictors[False], predictors[False].batch(pictures[:3])
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for picture, path in zip(pictures, paths, strict=False):
+        Image.fromarray(picture).save(path)
+    (tmp_path / "notes.txt").touch()
+    for kind in (paths, [str(path) for path in paths], [Image.open(path) for path in paths], pictures[:3]):
+        assert all(same(a, b) for a, b in zip(predictor.batch(kind), expected, strict=True))
+        assert same(predictor(kind[0]), expected[0])
+    found = predictor.folder(tmp_path)
+    assert list(found) == paths and all(same(a, b) for a, b in zip(found.values(), expected, strict=True))
+
+
+def test_a_turned_pil_image_is_set_upright(predictors, pictures, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(pictures[0])).save(tmp_path / "a.png", exif=exif)
+    assert same(predictors[False](Image.open(tmp_path / "a.png")), predictors[False](pictures[0]))
+
+
+def test_options_of_a_call(predictors, pictures):
+    predictor, picture = predictors[False], pictures[0]
+    everything, fewer = predictor(picture), predictor(picture, threshold=0.5)
+    assert 0 < len(fewer.scores) < len(everything.scores) and (fewer.scores > 0.5).all()
+    assert len(predictor(picture, iou_threshold=0.2).scores) < len(everything.scores)
+    assert 0 < len(predictor(picture, most=3).scores) <= 3
+    assert len(predictor(picture, one_class_each=False).scores) >= len(everything.scores)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+    ],
+    ids=lambda wrong: f"{wrong.shape} {wrong.dtype}",
+)
+def test_wrong_arrays_are_refused(predictors, wrong):
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        predictors[False](wrong)
+
+
+def test_files_that_are_no_pictures_are_refused(predictors, tmp_path):
+    (tmp_path / "a.jpg").write_text("text")
+    for wrong in (tmp_path / "a.jpg", tmp_path / "missing.jpg"):
+        with pytest.raises(InputError):
+            predictors[False](wrong)
+    with pytest.raises(InputError):
+        predictors[False].folder(tmp_path / "nothing")
+
+
+def test_arrays_that_are_views_are_fine(predictors, pictures):
+    mirrored = pictures[0][:, ::-1]
+    assert as_array(mirrored) is mirrored
+    assert same(predictors[False](mirrored), predictors[False](mirrored.copy()))
+
+
+def test_what_lies_in_the_border_is_left_out():
+    _, placement = fit(np.zeros((32, 64, 3), np.uint8), 64)  # the lower half of the input is border
+    boxes = torch.tensor([[0.0, 0.1, 0.5, 0.9], [0.1, 0.6, 0.5, 0.9]])
+    found = to_detections(boxes, torch.tensor([1, 2]), torch.tensor([0.9, 0.8]), placement, (32, 64))
+    assert found.labels.tolist() == [1] and np.allclose(found.boxes, [[0, 6.4, 32, 32]])

@@ -1,0 +1,139 @@
+"""Protects what a training leaves behind: the table and the picture of the losses, and the best weights, which are the
+best and not the last, and never half written."""
+
+import csv
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from odutils.errors import InputError
+from odutils.presets import build, load_detector
+from odutils.reports import LogLosses, SaveBest, plot_losses, write_losses
+from odutils.weights import load_weights
+
+ROWS = [
+    {"epoch": 0, "train_loss": 3.0, "seconds": 1.5, "AP50": 0.1, "valid_loss": 3.5},
+    {"epoch": 1, "train_loss": 2.0, "seconds": 1.5, "AP50": 0.3, "valid_loss": 2.5},
+]
+
+
+def validated(detector, **row):
+    """A learner at the end of a validation."""
+    return SimpleNamespace(training=False, detector=detector, epoch=row["epoch"], row=row)
+
+
+# ---- SaveBest
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return build("pyramid", ("cat", "dog"))
+
+
+def epoch_in(path: Path) -> int:
+    return load_weights(path)[1]["epoch"]
+
+
+def test_save_best_keeps_the_best_and_not_the_last(tmp_path, detector):
+    path, save = tmp_path / "best.safetensors", SaveBest(tmp_path / "best.safetensors", trained_on="this")
+    kept = []
+    for epoch, value in enumerate([0.1, 0.3, 0.2, 0.3, 0.0]):
+        with torch.no_grad():
+            detector.head.class_output.bias.fill_(epoch)
+        save.after_epoch(validated(detector, epoch=epoch, AP=value))
+        kept.append(epoch_in(path))
+    assert kept == [0, 1, 1, 3, 3]  # of equals the later one
+    tensors, metadata = load_weights(path)
+    assert tensors["head.class_output.bias"].tolist() == [3.0, 3.0] and metadata["trained_on"] == "this"
+    assert load_detector(path).settings["classes"] == ("cat", "dog")
+
+
+def test_save_best_takes_the_loss_where_there_are_no_metrics(tmp_path, detector):
+    save = SaveBest(tmp_path / "best.safetensors")
+    for epoch, loss in enumerate([3.0, 2.0, 2.5]):
+        save.after_epoch(validated(detector, epoch=epoch, valid_loss=loss))
+    assert epoch_in(save.path) == 1
+
+
+def test_save_best_ignores_a_training_that_went_astray(tmp_path, detector):
+    save = SaveBest(tmp_path / "best.safetensors")
+    for epoch, loss in enumerate([3.0, float("nan")]):
+        save.after_epoch(validated(detector, epoch=epoch, valid_loss=loss))
+    assert epoch_in(save.path) == 0
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path, detector):
+    files = []
+    for name in ("one", "two"):
+        save = SaveBest(tmp_path / name, trained_on="this", recipe={"lr": 1})
+        save.after_epoch(validated(detector, epoch=0, AP=0.1))
+        files.append(save.path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_best_weights_are_never_half_written(tmp_path, detector, monkeypatch):
+    save = SaveBest(tmp_path / "best.safetensors")
+    save.after_epoch(validated(detector, epoch=0, AP=0.1))
+    before, write = save.path.read_bytes(), Path.write_bytes
+
+    def full_disk(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        save.after_epoch(validated(detector, epoch=1, AP=0.2))
+    assert save.path.read_bytes() == before and list(tmp_path.iterdir()) == [save.path]
+    monkeypatch.undo()
+    assert save.best == 0.1  # what was not saved does not count
+    save.after_epoch(validated(detector, epoch=2, AP=0.15))
+    assert epoch_in(save.path) == 2
+
+
+# ---- LogLosses
+
+
+def test_log_losses_takes_the_mean_of_the_batches(tmp_path):
+    log = LogLosses(tmp_path)
+    learn = SimpleNamespace(
+        training=True, resumed_inside_epoch=False, epoch=0, row={"epoch": 0}, loss_func=SimpleNamespace()
+    )
+    for training, losses in ((True, [1.0, 2.0, 6.0]), (False, [4.0])):
+        learn.training = training
+        log.before_epoch(learn)
+        for loss in losses:
+            learn.loss, learn.loss_func.parts = torch.tensor(loss), torch.tensor([loss / 4, loss * 3 / 4])
+            log.after_batch(learn)
+        log.after_epoch(learn)
+    with open(tmp_path / "losses.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["seconds"]) >= 0
+    del row["seconds"]
+    assert {name: float(value) for name, value in row.items()} == {
+        "epoch": 0, "train_loss": 3.0, "train_class_loss": 0.75, "train_box_loss": 2.25,
+        "valid_loss": 4.0, "valid_class_loss": 1.0, "valid_box_loss": 3.0,
+    }  # fmt: skip
+
+
+def test_a_column_that_comes_later_leaves_earlier_cells_empty(tmp_path):
+    write_losses(tmp_path / "losses.csv", [{"epoch": 0}, {"epoch": 1, "AP": 0.5}])
+    assert (tmp_path / "losses.csv").read_text().splitlines() == ["epoch,AP", "0,", "1,0.5"]
+
+
+def test_the_loss_plot_is_a_picture_and_leaves_pyplot_alone(tmp_path):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    for name, rows in (("one", ROWS[:1]), ("two", ROWS), ("plain", [{"epoch": 0, "train_loss": 1.0}])):
+        plot_losses(tmp_path / f"{name}.png", rows)
+        picture = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert picture.shape[0] > 300 and picture.std() > 5
+    assert plt.get_fignums() == before
+    two = cv2.imread(str(tmp_path / "two.png"))[..., ::-1].astype(int)
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):  # training, validation, AP50
+        assert (np.abs(two - colour).sum(axis=-1) < 30).sum() > 50
