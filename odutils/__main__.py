@@ -29,8 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         except InputError as error:
             complain(error)
             return 1 if isinstance(error, UnreadableError) else 2
-        except ModuleNotFoundError as error:
-            complain(f"the package {error.name} is not installed: pip install 'odutils[train]'")
+        except ImportError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while a compiled package was being loaded
+                complain("stopped")
+                return 130
+            complain(f"a package cannot be loaded ({error}): pip install 'odutils[train]' brings all that is needed")
             return 2
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
