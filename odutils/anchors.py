@@ -52,9 +52,10 @@ class AnchorGrid:
 
 def decode_tanh(codes: Tensor, anchors: Tensor) -> Tensor:
     """The article's coding: centre and size move by at most half the anchor's size. (…, A, 4), (A, 4) -> (…, A, 4)."""
-    centre, size = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=-1)  # (A, 2) each
-    move, grow = codes.tanh().split(2, dim=-1)  # (…, A, 2) each
-    return box_convert(torch.cat([centre + move / 2 * size, size + grow / 2 * size], dim=-1), "cxcywh", "xyxy")
+    anchors = box_convert(anchors, "xyxy", "cxcywh")  # (A, 4)
+    reach = anchors[:, 2:].repeat(1, 2) / 2  # (A, 4)
+    centre, size = (anchors + codes.tanh() * reach).split(2, dim=-1)  # (…, A, 2) each
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def encode_tanh(boxes: Tensor, anchors: Tensor, limit: float = 0.999) -> Tensor:

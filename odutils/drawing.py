@@ -159,7 +159,7 @@ def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width:
     from IPython.display import Image, display
 
     file = io.BytesIO()
-    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 75, "optimize": True})  # a notebook holds many
+    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 70, "optimize": True})  # a notebook holds many
     plt.close(figure)
     display(Image(file.getvalue(), format="jpeg"))
 

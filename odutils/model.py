@@ -27,7 +27,7 @@ class Detector(nn.Module):
         self, body: nn.Module, head: nn.Module, grid: Callable[[int, int], AnchorGrid], mean: list, std: list, **settings
     ):
         super().__init__()
-        self.body, self.head, self._grid = body, head, grid
+        self.body, self.head, self.grid_of = body, head, grid
         self.settings = settings  # preset, classes (names), size (px of the input), squash
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -39,7 +39,7 @@ class Detector(nn.Module):
 
     def grid(self, height: int, width: int) -> AnchorGrid:
         """The anchors of an input of height × width px, on the detector's device."""
-        return self._grid(height, width).to(self.mean.device)
+        return self.grid_of(height, width).to(self.mean.device)
 
 
 def flatten_maps(maps: list[Tensor], per_cell: int) -> Tensor:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from odutils import __version__
 from odutils.anchors import article_grid, pyramid_grid
+from odutils.article_weights import is_published, published_grid, translate
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
 from odutils.model import ArticleHead, Detector, LiteBody, PyramidHead, resnet34_body
 from odutils.weights import load_weights, save_weights
 
+PUBLISHED = "as published"  # metadata "anchors" of a detector from the article's own weights
 DEFAULT_WEIGHTS = DATA / "weights" / "pyramid.safetensors"
 
 
@@ -61,8 +63,16 @@ def save_detector(path: str | Path, detector: Detector, state: dict[str, Tensor]
 
 
 def load_detector(path: str | Path) -> Detector:
-    """Read a detector that `save_detector` wrote. Raises InputError if the file is no such file or does not fit."""
+    """Read a detector that `save_detector` wrote, or the article's own `.pth`.
+
+    Raises InputError if the file is no such file or does not fit.
+    """
     tensors, metadata = load_weights(path)
+    if not metadata and is_published(tensors):
+        return load_article(tensors, str(path))
+    if not metadata and {"mean", "std"} <= tensors.keys():
+        advice = "it lacks preset, classes and size: write it with odutils.presets.save_detector"
+        raise InputError(f"{path}: only the tensors of a detector, without metadata; {advice}")
     missing = {"preset", "classes", "size", "squash"} - metadata.keys()
     if missing:
         raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}: not a detector of this project")
@@ -73,7 +83,25 @@ def load_detector(path: str | Path) -> Detector:
     detector = build(preset, classes)
     fill(detector, tensors, str(path))
     detector.settings |= {name: metadata[name] for name in ("size", "threshold") if name in metadata}
+    if metadata.get("anchors") == PUBLISHED:
+        use_published_grid(detector)
     return detector.eval()
+
+
+def load_article(tensors: dict[str, Tensor], name: str) -> Detector:
+    """The article's own state dict as a detector that gives the boxes and probabilities of the article's code.
+
+    Raises InputError if the tensors do not fit. See article_weights.py.
+    """
+    detector = build("article")
+    fill(detector, translate(tensors) | {"mean": detector.mean, "std": detector.std}, name)
+    use_published_grid(detector)
+    return detector.eval()
+
+
+def use_published_grid(detector: Detector) -> None:
+    """Let a detector answer for the article's anchors as published; `save_detector` notes it in the metadata."""
+    detector.grid_of, detector.settings["anchors"] = published_grid, PUBLISHED
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], name: str) -> None:
