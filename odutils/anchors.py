@@ -1,8 +1,8 @@
 """Where a detector looks, and how a box is written as four numbers against an anchor.
 
-An anchor is a box at a fixed place; the network answers "which class, and how does the object's box differ from mine?" once
-an anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand level after level from fine to coarse, row by row,
-exactly in the order in which the heads of `model.py` emit their answers. A anchors, L levels.
+An anchor is a box at a fixed place; the network answers "which class, and how does the object's box differ from mine?"
+once an anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand level after level from fine to coarse, row
+by row, exactly in the order in which the heads of `model.py` emit their answers. A anchors, L levels.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from torchvision.ops import box_convert
 
 ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
 PYRAMID_STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells
-PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS uses 8, for input four times as large)
+PYRAMID_ANCHOR = (
+    5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS uses 8, for input four times as large)
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class AnchorGrid:
         return decode_sides(codes, self.boxes, self.steps)
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Boxes (…, A, 4), one an anchor -> the codes that decode to them, or to the nearest box the coding can reach."""
+        """Boxes (…, A, 4), one an anchor -> the codes that decode to them, or to the nearest that it can reach."""
         if self.coding == "tanh":
             return encode_tanh(boxes, self.boxes)
         return encode_sides(boxes, self.boxes, self.steps)
@@ -100,8 +102,8 @@ def shapes_of_a_cell() -> Tensor:
 def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) -> AnchorGrid:
     """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the picture.
 
-    to_the_edge: spread the 7 × 7 cells over the whole picture; the article sets them 1/8 apart and so leaves the right and
-    the bottom eighth to the coarser maps.   height and width are ignored: this grid belongs to a squashed square input.
+    to_the_edge: spread the 7 × 7 cells over the whole picture; the article sets them 1/8 apart and so leaves the right
+    and the bottom eighth to the coarser maps.   height and width are ignored: this grid belongs to a squashed input.
     """
     boxes, steps = [], []
     for cells, size in ARTICLE_LEVELS:

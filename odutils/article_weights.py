@@ -1,7 +1,7 @@
 """The article's own weights: its names, its 81 columns, and the order in which its anchors stand.
 
-Its state dict is that of `nn.Sequential(body, head)`; column 0 of its class outputs is the background, which its training
-never touches. Only what reads that file lives here: the preset `article` has neither the column nor the order.
+Its state dict is that of `nn.Sequential(body, head)`; column 0 of its class outputs is the background, which its
+training never touches. Only what reads that file lives here: the preset `article` has neither the column nor the order.
 """
 
 from dataclasses import replace
@@ -53,8 +53,8 @@ def _name_of(name: str) -> str:
 def published_grid(height: int = 224, width: int = 224) -> AnchorGrid:
     """The article's anchors in its own order: it lists cells, and the nine whole shapes of a cell, column by column.
 
-    Its network answers row by row, so off the diagonal a prediction answers for an anchor elsewhere on the picture; its
-    weights have learnt to. The 7 × 7 cells are 1/8 apart.   height and width are ignored, as in `article_grid`.
+    Its network answers row by row, so off the diagonal a prediction answers for an anchor elsewhere on the picture:
+    its weights have learnt that. The 7 × 7 cells are 1/8 apart.   height and width are ignored, as in `article_grid`.
     """
     grid = article_grid(to_the_edge=False)
     whole = torch.arange(9).view(3, 3).T.flatten()

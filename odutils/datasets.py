@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.datasets import CocoDetection
 
 from odutils.augmentation import Augment, clip_boxes
+from odutils.checking import check_dataset
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.pictures import fit, read_picture
 
+__all__ = ["CocoDetections", "EpochSampler", "check_dataset", "collate", "make_loader", "repeat_factors"]
 
 class CocoDetections(CocoDetection):
     """torchvision's CocoDetection as examples for a detector.

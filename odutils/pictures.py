@@ -4,6 +4,7 @@ A picture is a `uint8` array (H, W, 3), RGB, upright. The network sees it throug
 so that boxes find their way back (`to_input`, `to_picture`).
 """
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,28 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
+    """Whether an opened file is an upright grey or colour JPEG with its end marker: nothing OpenCV could get wrong."""
+    whole = image.format == "JPEG" and content.endswith(b"\xff\xd9")  # OpenCV fills up what is cut off, without a word
+    return whole and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1
+
+
+def decode_quickly(content: bytes) -> np.ndarray | None:
+    """A plain JPEG by OpenCV: PIL's pixels in half of PIL's time. None if it does not succeed."""
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture file as an upright (H, W, 3) uint8 RGB array.
 
     Raises InputError if the file is missing, UnreadableError if it is no picture or is cut short.
     """
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            quick = decode_quickly(content) if is_plain_jpeg(image, content) else None
+            return to_rgb(image) if quick is None else quick
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # rubbish makes decoders raise almost anything

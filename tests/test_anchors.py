@@ -26,7 +26,7 @@ def one_anchor(box, step=(0.1, 0.1), coding="tanh"):
 
 
 def articles_cells():
-    """(cells a side, row, column, shape) of the article's 3,150 anchors, written as the loops that the head stands for."""
+    """(cells a side, row, column, shape) of the article's 3,150 anchors, as the loops that the head stands for."""
     return [(n, r, c, s) for n in (7, 4, 2, 1) for r in range(n) for c in range(n) for s in range(45)]
 
 
@@ -99,7 +99,7 @@ def position_map(rows, columns, channels, level):
 
 
 def copy_first_three(conv, values):
-    """Make a convolution's answers (values a shape) copy channels 0, 1, 2 of the cell; the fourth is the shape's number."""
+    """Make a convolution's answers (values a shape) copy channels 0, 1, 2 of the cell; the fourth is the shape."""
     middle = conv.kernel_size[0] // 2
     with torch.no_grad():
         conv.weight.zero_()
@@ -191,7 +191,9 @@ def test_encode_undoes_decode(code, coding):
 
 def test_tanh_cannot_move_by_more_than_half_an_anchor_nor_shrink_below_half_of_it():
     grid = one_anchor([0.4, 0.4, 0.6, 0.6])
-    wanted = torch.tensor([[[0.49, 0.49, 0.51, 0.51]], [[0.0, 0.0, 1.0, 1.0]], [[0.8, 0.4, 1.0, 0.6]]])  # small, large, far
+    wanted = torch.tensor(
+        [[[0.49, 0.49, 0.51, 0.51]], [[0.0, 0.0, 1.0, 1.0]], [[0.8, 0.4, 1.0, 0.6]]]
+    )  # small, large, far
     small, large, far = grid.decode(grid.encode(wanted))[:, 0]
     extreme = grid.decode(torch.tensor([[1e3, -1e3, 1e3, -1e3]]))[0]
     assert (small[2:] - small[:2]).tolist() == pytest.approx([0.1, 0.1], abs=1e-3)

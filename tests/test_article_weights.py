@@ -49,7 +49,9 @@ def published_anchors():
                 shapes = [(b, a, b + 1, a + 1) for b in thirds for a in thirds]
                 shapes += [(a, b, a + 1, b + 0.5) for b in sixths for a in thirds]
                 shapes += [(a, b, a + 0.5, b + 1) for b in thirds for a in sixths]
-                anchors += [[min(max(v * size + o * size, 0), 1) for v, o in zip(s, (x, y) * 2, strict=True)] for s in shapes]
+                anchors += [
+                    [min(max(v * size + o * size, 0), 1) for v, o in zip(s, (x, y) * 2, strict=True)] for s in shapes
+                ]
     return torch.tensor(anchors)
 
 

@@ -44,7 +44,7 @@ def geometry_only(monkeypatch):
 
     def make(size, squash=False):
         augment = Augment(size, squash, seed=1)
-        monkeypatch.setattr(augment, "colour", lambda image: image)
+        monkeypatch.setattr(augment, "colour", lambda image, chance: image)
         return augment
 
     return make

@@ -149,7 +149,9 @@ def test_a_saved_detector_answers_the_same_but_for_half_precision(tmp_path):
         torch.testing.assert_close(before, after, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize(("preset", "size", "kind", "steps"), [("article", 224, "article", 5), ("pyramid", 128, "quality", 12)])
+@pytest.mark.parametrize(
+    ("preset", "size", "kind", "steps"), [("article", 224, "article", 5), ("pyramid", 128, "quality", 12)]
+)
 def test_learns_two_pictures_by_heart(preset, size, kind, steps):
     torch.manual_seed(0)
     detector = build(preset, classes=("circle", "square"))

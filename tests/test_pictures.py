@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from odutils.errors import InputError
+from odutils.errors import InputError, UnreadableError
 from odutils.pictures import GREY, fit, input_shape, list_pictures, read_picture, to_rgb, upright_size
 
 
@@ -187,3 +187,20 @@ def test_shrinking_averages(draw_picture):
     board = np.indices((128, 128)).sum(axis=0) % 2 * np.uint8(255)
     fitted, _ = fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 64)
     assert np.abs(fitted.astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpegs_read_as_pil_reads_them(tmp_path, draw_picture, mode):
+    Image.fromarray(draw_picture(75, 101)).convert(mode).save(tmp_path / "plain.jpg", quality=85)
+    with Image.open(tmp_path / "plain.jpg") as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(read_picture(tmp_path / "plain.jpg") - expected).max() <= 2  # their versions of libjpeg may differ
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_a_jpeg_cut_off_is_refused_wherever_the_cut_is(tmp_path, draw_picture, share):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(draw_picture(120, 160)).save(path, quality=95)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UnreadableError):
+        read_picture(path)
