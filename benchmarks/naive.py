@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.ops import box_iou
+from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import pil_to_tensor
 
 from odutils.anchors import article_grid
@@ -33,9 +34,11 @@ def loss(logits, codes, boxes, labels):
 def select(logits, codes, threshold, iou_threshold):
     """Decode every box, then keep the best and throw away what overlaps it, class by class."""
     boxes, (scores, labels) = GRID.decode(codes), logits.sigmoid().max(dim=1)
+    likely = scores > threshold
+    boxes, scores, labels = boxes[likely], scores[likely], labels[likely]
     kept = []
     for label in labels.unique().tolist():
-        rest = [i for i in scores.argsort(descending=True).tolist() if labels[i] == label and scores[i] > threshold]
+        rest = [i for i in scores.argsort(descending=True).tolist() if labels[i] == label]
         while rest:
             best, rest = rest[0], rest[1:]
             kept.append(best)
@@ -44,14 +47,14 @@ def select(logits, codes, threshold, iou_threshold):
 
 
 class Examples:
-    """The files of a data set, resized by PIL, mirrored half of the time; no other augmentation."""
+    """The files of a data set, coloured, resized and mirrored by PIL and torchvision; no crops and no zooming out."""
 
     def __init__(self, dataset):
-        self.dataset = dataset
+        self.dataset, self.colour = dataset, ColorJitter(brightness=0.35, contrast=0.4, saturation=0.5)
 
     def __getitem__(self, index):
         file = self.dataset.files[self.dataset.ids[index]]
-        picture = Image.open(file).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+        picture = self.colour(Image.open(file).convert("RGB")).resize((224, 224), Image.Resampling.BICUBIC)
         if torch.rand(()) < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return (pil_to_tensor(picture) / 255 - 0.45) / 0.225, self.dataset.boxes[index], self.dataset.labels[index]

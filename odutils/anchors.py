@@ -99,6 +99,7 @@ def shapes_of_a_cell() -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # a cached grid may be needed for training, too
 def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) -> AnchorGrid:
     """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the picture.
 
@@ -116,6 +117,7 @@ def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) 
 
 
 @lru_cache
+@torch.inference_mode(False)  # a cached grid may be needed for training, too
 def pyramid_grid(height: int, width: int) -> AnchorGrid:
     """One square anchor a cell, its side five strides, at strides 8, 16, 32 and 64 of a height × width px input."""
     boxes, steps = [], []

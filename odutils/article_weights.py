@@ -50,6 +50,7 @@ def _name_of(name: str) -> str:
 
 
 @lru_cache
+@torch.inference_mode(False)  # a cached grid may be needed for training, too
 def published_grid(height: int = 224, width: int = 224) -> AnchorGrid:
     """The article's anchors in its own order: it lists cells, and the nine whole shapes of a cell, column by column.
 

