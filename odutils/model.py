@@ -16,6 +16,7 @@ from odutils.errors import InputError
 
 PRIOR = 0.01  # probability that an untrained anchor gives to each class (Lin et al. 2017, focal loss, section 3.3)
 SHAPES = 45  # the article's anchors a cell
+GridOf = Callable[[int, int], AnchorGrid]  # height and width of the input -> its anchors
 
 
 class Detector(nn.Module):
@@ -24,15 +25,7 @@ class Detector(nn.Module):
     Its mean and std are buffers (in 0…255), so a weights file carries its own preprocessing.
     """
 
-    def __init__(
-        self,
-        body: nn.Module,
-        head: nn.Module,
-        grid: Callable[[int, int], AnchorGrid],
-        mean: list[float],
-        std: list[float],
-        **settings,
-    ):
+    def __init__(self, body: nn.Module, head: nn.Module, grid: GridOf, mean: list, std: list, **settings):
         super().__init__()
         self.body, self.head, self.grid_of = body, head, grid
         self.settings = settings  # preset, classes (names), size (px of the input), squash
@@ -107,8 +100,7 @@ def resnet34_body(pretrained: bool) -> nn.Module:
     try:
         body = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
     except OSError as error:  # URLError is one: no way to the weights
-        advice = "pass pretrained=False"
-        raise InputError(f"torchvision cannot fetch ResNet34's ImageNet weights ({error}): {advice}") from None
+        raise InputError(f"no way to ResNet34's ImageNet weights ({error}): pass pretrained=False") from None
     return create_body(body, pretrained=False)
 
 
