@@ -153,7 +153,7 @@ def operating_points(dataset: CocoDetections, results: list[dict], thresholds: l
     for threshold in thresholds:
         drawn = scores > threshold
         hits = float(right[drawn].sum())
-        precision, recall = hits / max(1, drawn.sum()), hits / max(1, objects)
+        precision, recall = hits / max(1, int(drawn.sum())), hits / max(1, objects)
         points.append(
             dict(threshold=threshold, precision=precision, recall=recall, boxes=float(drawn.sum()) / len(dataset.ids))
         )

@@ -21,7 +21,7 @@ from odutils.weights import load_weights
 
 @dataclass
 class Recipe:
-    """What decides the result of a training run. The defaults are those of the shipped weights."""
+    """What decides the result of a training run. What the shipped weights used stands in data/weights/README.md."""
 
     preset: str = "pyramid"
     size: int = 256  # px of the square input
