@@ -47,10 +47,10 @@ def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretraine
     return PRESETS[preset](tuple(classes), pretrained)
 
 
-def save_detector(path: str | Path, detector: Detector, state: dict[str, Tensor] | None = None, **about) -> None:
+def save_detector(path: str | Path, detector: Detector, **about) -> None:
     """Write a detector in half precision, with everything that is needed to use it again in the file's metadata.
 
-    state: other tensors for the same names, such as an average of the weights.   about: more metadata, such as metrics.
+    about: more metadata, such as metrics.
     """
     metadata = {
         **detector.settings,
@@ -59,7 +59,7 @@ def save_detector(path: str | Path, detector: Detector, state: dict[str, Tensor]
         "licence": "Apache-2.0",
         **about,
     }
-    save_weights(path, state or detector.state_dict(), metadata, half=True)
+    save_weights(path, detector.state_dict(), metadata, half=True)
 
 
 def load_detector(path: str | Path) -> Detector:
