@@ -18,7 +18,9 @@ from odutils.errors import InputError
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT_DATA = PACKAGE.parent / "data"
 # A checkout keeps its data beside the package; an installed wheel carries a copy of what it needs inside the package.
-DATA = CHECKOUT_DATA if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE / "data"
+IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+DATA = CHECKOUT_DATA if IN_CHECKOUT else PACKAGE / "data"
+RUNS = Path(os.path.relpath(PACKAGE.parent / "runs")) if IN_CHECKOUT else Path("runs")  # where results go
 
 # What the machine says when the place is at fault; other OSErrors (a lost connection, say) are not about writing.
 CANNOT_WRITE = {

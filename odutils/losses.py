@@ -60,8 +60,10 @@ class DetectionLoss(nn.Module):
     """The loss of a batch: `loss(predictions, boxes, labels, known)`.
 
     kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so
-    that neither a large batch nor a crowded picture weighs more than its objects.   kind "article": focal loss summed
-    over everything and divided by C, + the mean absolute error of each image's matched boxes, summed over images.
+    that neither a large batch nor a crowded picture weighs more than its objects. Classes that an image's source does
+    not label (`known`) count only at anchors that answer for an object: these are known not to be anything else.
+    kind "article": focal loss summed over everything that `known` covers and divided by C, + the mean absolute error of
+    each image's matched boxes, summed over images.
 
     After a call, `parts` (2,) holds the class and the box share, detached. `normalise` turns the sum of targets into
     the divisor; training with several processes replaces it (see training.py).
@@ -96,7 +98,9 @@ class DetectionLoss(nn.Module):
         iou = torch.where(found, iou.detach(), 0)
         normaliser = self.normalise(iou.sum())
         targets = torch.zeros_like(logits).scatter_(2, column[..., None], iou[..., None])  # (N, A, C)
-        class_loss = quality_focal_loss(logits, targets) * counted[..., None] * known[:, None]  # (N, A, C)
+        # An anchor that answers for a horse answers for no elephant, whether or not its source labels elephants.
+        counted = counted[..., None] & (known[:, None] | found[..., None])  # (N, A, C)
+        class_loss = quality_focal_loss(logits, targets) * counted  # (N, A, C)
         return class_loss.sum() / normaliser, 2 * torch.where(found, 1 - giou, 0).sum() / normaliser
 
     def article_loss(self, logits, predicted, wanted, found, column, counted, known) -> tuple[Tensor, Tensor]:

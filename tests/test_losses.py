@@ -74,7 +74,8 @@ def slow_loss(loss, predictions, boxes, labels, known):
             elif m >= 0:
                 errors.append(float((box - wanted).abs().mean()))
             for column, logit in enumerate(logits[image, anchor].tolist()):
-                if m == IGNORED or not known[image, column]:
+                decided = known[image, column] or (loss.kind == "quality" and m >= 0)
+                if m == IGNORED or not decided:
                     continue
                 is_class = m >= 0 and int(labels[image, m]) == column + 1
                 if loss.kind == "quality":
@@ -137,6 +138,7 @@ def test_gradients_equal_those_of_the_plain_formulas(kind):
     counted = (match != IGNORED)[..., None] & known[:, None]
     targets = torch.zeros_like(logits)
     if kind == "quality":
+        counted = counted | found[..., None]
         iou = box_iou(predicted.detach(), wanted.double()).diagonal()
         targets[found] = targets[found].scatter(1, column[:, None], iou[:, None])
         giou = generalized_box_iou(predicted, wanted.double()).diagonal()
@@ -168,7 +170,10 @@ def test_unknown_classes_and_ignored_anchors_learn_nothing(kind):
     loss(predictions, boxes, labels, known).backward()
     match = loss.match(loss.grid, boxes, labels)
     logits, codes = predictions
-    assert (logits.grad[0, :, 2:4] == 0).all()
+    unknown = logits.grad[0, :, 2:4]
+    assert (unknown[match[0] < 0] == 0).all()
+    # An anchor with an object has a class, so it is none of the others, even if its source does not label these.
+    assert ((unknown[match[0] >= 0] != 0) if kind == "quality" else (unknown == 0)).all()
     assert (logits.grad[match == IGNORED] == 0).all()
     assert (codes.grad[match < 0] == 0).all()
     assert (logits.grad[1:][match[1:] == BACKGROUND] != 0).all()
