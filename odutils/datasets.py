@@ -90,8 +90,9 @@ class CocoDetections(CocoDetection):
                 labels.append(-1 if annotation["iscrowd"] or difficult else label)
         return np.float32(boxes).reshape(-1, 4), np.int64(labels)
 
-    def _load_image(self, id: int) -> np.ndarray:
-        return read_picture(self.files[id])
+    def picture(self, index: int) -> np.ndarray:
+        """The picture `index` as it is, (H, W, 3) uint8 RGB, upright. Raises InputError if it cannot be read."""
+        return read_picture(self.files[self.ids[index]])
 
     def known(self, index: int) -> Tensor:
         """Which classes (C,) bool the source of image `index` labels."""
@@ -100,7 +101,7 @@ class CocoDetections(CocoDetection):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        picture, boxes, labels = self._load_image(self.ids[index]), self.boxes[index], self.labels[index]
+        picture, boxes, labels = self.picture(index), self.boxes[index], self.labels[index]
         if self.augment:
             image, boxes, kept = self.augment(picture, boxes, epoch, index)
         else:

@@ -22,8 +22,8 @@ NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")  # in the order of CO
 
 
 def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[dict]:
-    """The detections of image `index` as COCO results; classes that its source does not label are left out."""
-    known, image_id = dataset.known(index).numpy(), dataset.ids[index]
+    """The detections of image `index` as COCO results; classes that the data set's file does not have are left out."""
+    image_id = dataset.ids[index]
     return [
         {
             "image_id": image_id,
@@ -32,7 +32,7 @@ def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[d
             "score": float(score),
         }
         for box, label, score in zip(found.boxes, found.labels.tolist(), found.scores, strict=True)
-        if known[label - 1] and label in dataset.category_of
+        if label in dataset.category_of
     ]
 
 
@@ -50,7 +50,7 @@ def predict(
     results = []
     for first in progress(range(0, len(dataset), batch_size)):
         indices = range(first, min(first + batch_size, len(dataset)))
-        pictures = [dataset._load_image(dataset.ids[index]) for index in indices]
+        pictures = [dataset.picture(index) for index in indices]
         found_in_each = predictor.batch(pictures, threshold=EVALUATED, one_class_each=one_class_each)
         for index, found in zip(indices, found_in_each, strict=True):
             results += to_results(dataset, index, found)

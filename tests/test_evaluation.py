@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
-from odutils.evaluation import NAMES, operating_points, score, score_by_source, to_results
+from odutils.evaluation import NAMES, only_labelled, operating_points, score, score_by_source, to_results
 from odutils.inference import Detections
 
 CATEGORIES = {1: "person", 3: "car", 17: "cat"}
@@ -193,7 +193,8 @@ def test_results_of_a_detector(dataset):
     first, second = to_results(dataset, 0, found), to_results(dataset, 1, found)
     person = {"image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.75}
     assert first == [person, {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}]
-    assert second == [person | {"image_id": 2}]
+    assert second == [one | {"image_id": 2} for one in first]
+    assert only_labelled(dataset, first + second) == [*first, person | {"image_id": 2}]
     json.dumps(first)
 
 
