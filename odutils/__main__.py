@@ -13,9 +13,9 @@ import os
 import sys
 import warnings
 
+from odutils.command_line.inputs import complain
+from odutils.command_line.options import make_parser
 from odutils.errors import InputError, UnreadableError
-from odutils.inputs import complain
-from odutils.options import make_parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -78,9 +78,11 @@ class CocoDetections(CocoDetection):
             try:
                 x, y, width, height = map(float, annotation["bbox"])
                 label = self.label_of[annotation["category_id"]]
-            except (KeyError, TypeError, ValueError) as error:
-                number = annotation.get("id")
-                raise InputError(f"{file}: annotation {number}: {error!r}; `odutils check` lists all faults") from None
+            except (KeyError, TypeError, ValueError):
+                box, category = annotation.get("bbox"), annotation.get("category_id")
+                reason = f"bbox {box!r} is not four numbers, or category_id {category!r} is not in the file's list"
+                where = f"{file}: annotation {annotation.get('id')}"
+                raise InputError(f"{where}: {reason}; `odutils check` lists all faults") from None
             annotation.setdefault("area", width * height)  # pycocotools wants both, people's own files often lack them
             annotation.setdefault("iscrowd", 0)
             difficult = bool(annotation.get("difficult") or annotation.get("ignore"))

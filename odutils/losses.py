@@ -66,7 +66,7 @@ class DetectionLoss(nn.Module):
     each image's matched boxes, summed over images.
 
     After a call, `parts` (2,) holds the class and the box share, detached. `normalise` turns the sum of targets into
-    the divisor; training with several processes replaces it (see training.py).
+    the divisor; training with several processes replaces it (see `callbacks.Share`).
     """
 
     def __init__(self, grid: AnchorGrid, kind: str = "quality", match: Callable | None = None):

@@ -17,11 +17,11 @@ from PIL import Image
 from odutils import training
 from odutils.__main__ import main
 from odutils.classes import CATEGORY_IDS, CLASSES
+from odutils.command_line.options import RECIPE
 from odutils.datasets import CocoDetections
 from odutils.drawing import write_picture
 from odutils.evaluation import NAMES, predict, score_by_source
 from odutils.inference import Predictor
-from odutils.options import RECIPE
 from odutils.pictures import read_picture
 from odutils.presets import build, save_detector
 from odutils.sample import make_sample
@@ -253,7 +253,7 @@ def test_help_has_an_example_that_the_parser_understands(command, capsys, monkey
     text = capsys.readouterr().out
     example = text.split("python -m odutils")[-1].split()
     assert example[: len(command.split())] == command.split()
-    from odutils.options import make_parser
+    from odutils.command_line.options import make_parser
 
     assert make_parser().parse_args(example).command.__name__ == command.replace(" ", "_")
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from odutils import commands
+from odutils.command_line import commands
 
 # Shown in --help without importing torch; a test keeps them equal to training.Recipe's.
 RECIPE = {"preset": "pyramid", "size": 256, "epochs": 12, "batch_size": 16, "lr": 1.5e-3, "body_lr": 2e-4, "seed": 0}

@@ -9,8 +9,7 @@ from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-from odutils.errors import InputError
-from odutils.inputs import (
+from odutils.command_line.inputs import (
     bars_on_terminals_only,
     checked_device,
     complain,
@@ -21,6 +20,7 @@ from odutils.inputs import (
     name_targets,
     splits_of,
 )
+from odutils.errors import InputError
 
 TRAINING_SPLITS = ("train", "train2017")  # what a split is called where the user does not say
 VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")

@@ -1,0 +1,1 @@
+"""What stands behind `python -m odutils`: options, then commands, which check their inputs."""
