@@ -28,8 +28,9 @@ from odutils.inference import select
 from odutils.losses import DetectionLoss
 from odutils.matching import match_iou
 from odutils.presets import build
+from odutils.recipe import Recipe
 from odutils.sample import make_sample
-from odutils.training import Recipe, make_learner, make_optimiser
+from odutils.training import make_learner, make_optimiser
 
 HERE = Path(__file__).resolve().parent
 ANCHORS, CLASSES, SIZE = 3150, 80, 224

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 from odutils.anchors import AnchorGrid
+from odutils.exported import ExportedDetector
 from odutils.model import Detector
 from odutils.pictures import fit, input_shape, list_pictures, read_picture, to_rgb
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
@@ -72,7 +73,12 @@ class Predictor:
     call; without one, the weights file's own is taken.
     """
 
-    def __init__(self, detector: Detector, device: str | torch.device | None = None, threshold: float | None = None):
+    def __init__(
+        self,
+        detector: Detector | ExportedDetector,
+        device: str | torch.device | None = None,
+        threshold: float | None = None,
+    ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.detector = detector.to(self.device).eval()
         self.threshold = threshold or detector.settings.get("threshold", SHOWN)
@@ -80,7 +86,12 @@ class Predictor:
 
     @classmethod
     def from_weights(cls, path: str | Path | None = None, device: str | torch.device | None = None) -> "Predictor":
-        """Load a weights file; without a path, the one that comes with the project. Raises InputError if it cannot."""
+        """Load a weights file; without a path, the one that comes with the project. Raises InputError if it cannot.
+
+        A file of `export.py`, whose name ends in .onnx, runs on the CPU.
+        """
+        if path and Path(path).suffix == ".onnx":
+            return cls(ExportedDetector(path), device or "cpu")
         return cls(load_detector(path or DEFAULT_WEIGHTS), device)
 
     def __call__(self, picture: np.ndarray | Image.Image | str | Path, **options) -> Detections:

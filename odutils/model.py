@@ -44,7 +44,7 @@ class Detector(nn.Module):
 
 def flatten_maps(maps: list[Tensor], per_cell: int) -> Tensor:
     """Maps of (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, a cell's shapes together."""
-    flat = [m.permute(0, 2, 3, 1).reshape(len(m), -1, m.shape[1] // per_cell) for m in maps]  # (N, H W …, values)
+    flat = [m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, m.shape[1] // per_cell) for m in maps]  # (N, H W …, values)
     return torch.cat(flat, dim=1)  # (N, A, values)
 
 

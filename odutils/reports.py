@@ -135,15 +135,21 @@ class SaveBest(Callback):
 
 
 class Progress(Callback):
-    """A bar for the epochs, one for the batches, a line of figures an epoch; looks at the loss only now and then."""
+    """A bar for the epochs, one for the batches, a line of figures an epoch; looks at the loss only now and then.
+
+    columns: what to show of the row, by default all: in a notebook there is room for few.
+    """
 
     order = 50  # after Resume has said which epochs are left
+
+    def __init__(self, *columns: str):
+        self.columns = columns
 
     def before_fit(self, learn):
         from fastprogress import master_bar
 
         learn.epochs = self.bar = master_bar(learn.epochs)
-        self.columns = None
+        self.headed = False
 
     def before_epoch(self, learn):
         from fastprogress import progress_bar
@@ -157,7 +163,8 @@ class Progress(Callback):
     def after_epoch(self, learn):
         if learn.training:
             return
-        if self.columns is None:
-            self.columns = list(learn.row)
-            self.bar.write(self.columns, table=True)
-        self.bar.write([f"{v:.4g}" if isinstance(v, float) else str(v) for v in learn.row.values()], table=True)
+        row = {name: learn.row[name] for name in self.columns or learn.row}
+        if not self.headed:
+            self.bar.write(list(row), table=True)
+            self.headed = True
+        self.bar.write([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()], table=True)

@@ -1,6 +1,7 @@
 """Training: miniai's Learner with our callbacks, and `train`, which puts everything together."""
 
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,27 +16,9 @@ from odutils.errors import InputError
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.presets import build, fill
+from odutils.recipe import Recipe
 from odutils.resume import Resume
 from odutils.weights import load_weights
-
-
-@dataclass
-class Recipe:
-    """What decides the result of a training run. What the shipped weights used stands in data/weights/README.md."""
-
-    preset: str = "pyramid"
-    size: int = 256  # px of the square input
-    epochs: int = 12
-    batch_size: int = 16  # of all processes together
-    lr: float = 1.5e-3  # of the head
-    body_lr: float = 2e-4
-    weight_decay: float = 0.02
-    warm_up: int = 200  # steps
-    balance: float = 0.02  # see EpochSampler
-    ema: float = 0.998
-    seed: int = 0
-    pretrained: bool = True  # begin with ImageNet's body, and keep its first layers and its batch norm as they are
-    freeze_body: bool = False  # train the head alone
 
 
 def miniai():
@@ -43,10 +26,12 @@ def miniai():
 
     (The package called miniai on PyPI is another project and has no learner.)
     """
-    try:
-        from miniai import learner
-    except ImportError:
-        import miniminiai as learner
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torcheval, which both import, is older than torch
+        try:
+            from miniai import learner
+        except ImportError:
+            import miniminiai as learner
     return learner
 
 
@@ -107,20 +92,6 @@ def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, d
     return learn
 
 
-def check(recipe: Recipe, processes: int = 1) -> None:
-    """Raises InputError for numbers that cannot work."""
-    if recipe.preset == "article" and recipe.size != 224:
-        raise InputError(f"size {recipe.size}: the preset 'article' has anchors for 224 px only: choose that")
-    if recipe.size < 64 or recipe.size % 32:
-        raise InputError(f"size {recipe.size}: choose a multiple of 32 px, 64 or more")
-    if recipe.batch_size < 1 or recipe.batch_size % processes:
-        raise InputError(f"batch size {recipe.batch_size}: cannot be shared evenly by {processes} process(es)")
-    if recipe.epochs < 1:
-        raise InputError(f"epochs {recipe.epochs}: train for one at least")
-    if recipe.seed < 0:
-        raise InputError(f"seed {recipe.seed}: must be 0 or more")
-
-
 def train(
     data: str | Path,
     out: str | Path,
@@ -146,7 +117,7 @@ def train(
     # The first process alone validates, and the others wait: they may need more patience than their own ten minutes.
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=9))])
     first, processes = accelerator.is_main_process, accelerator.num_processes
-    check(recipe, processes)
+    recipe.check(processes)
     batch_size, article = recipe.batch_size // processes, recipe.preset == "article"
     augment = Augment(recipe.size, article, recipe.seed)
     train_set = CocoDetections(data, train_split, recipe.size, article, augment=augment)

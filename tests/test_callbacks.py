@@ -11,7 +11,8 @@ from torch import nn
 from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBody, MixedPrecision, Schedule
 from odutils.losses import DetectionLoss
 from odutils.presets import build
-from odutils.training import Recipe, make_learner
+from odutils.recipe import Recipe
+from odutils.training import make_learner
 
 CLASSES = ("cat", "dog", "cup")
 

@@ -80,7 +80,9 @@ def colab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colab")
     repository, python = folder / "odutils", folder / "python"
     for name in ("odutils", "data"):
-        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__", "sample", "coco_2017"))
+        shutil.copytree(
+            ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__", "sample", "coco_2017")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, repository)
     git = ["git", "-C", repository, "-c", "user.name=test", "-c", "user.email=test@example.org"]

@@ -13,7 +13,7 @@ import torch
 
 from odutils.errors import InputError
 from odutils.presets import build, load_detector
-from odutils.reports import LogLosses, SaveBest, plot_losses, write_losses
+from odutils.reports import LogLosses, Progress, SaveBest, plot_losses, write_losses
 from odutils.weights import load_weights
 
 ROWS = [
@@ -137,3 +137,16 @@ def test_the_loss_plot_is_a_picture_and_leaves_pyplot_alone(tmp_path):
     two = cv2.imread(str(tmp_path / "two.png"))[..., ::-1].astype(int)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):  # training, validation, AP50
         assert (np.abs(two - colour).sum(axis=-1) < 30).sum() > 50
+
+
+# ---- Progress
+
+
+@pytest.mark.parametrize("columns, head", [((), list(ROWS[0])), (("epoch", "AP50"), ["epoch", "AP50"])])
+def test_the_table_has_the_chosen_columns_or_all(columns, head):
+    progress, lines = Progress(*columns), []
+    progress.bar, progress.headed = SimpleNamespace(write=lambda line, table: lines.append(line)), False
+    for row in ROWS:
+        progress.after_epoch(SimpleNamespace(training=True, row=row))
+        progress.after_epoch(SimpleNamespace(training=False, row=row))
+    assert lines == [head, *([f"{row[name]:.4g}" for name in head] for row in ROWS)]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -26,10 +27,11 @@ from odutils.inference import EVALUATED, select, to_detections
 from odutils.losses import DetectionLoss
 from odutils.pictures import fit
 from odutils.presets import build, load_detector
+from odutils.recipe import Recipe
 from odutils.reports import CocoMetrics
 from odutils.resume import read_checkpoint
 from odutils.sample import make_sample
-from odutils.training import Recipe, make_learner, make_optimiser, miniai, train
+from odutils.training import make_learner, make_optimiser, miniai, train
 
 TESTS = Path(__file__).parent
 SMALL = dict(size=64, batch_size=4, warm_up=2)
@@ -242,8 +244,8 @@ def test_a_few_pictures_can_be_learned_by_heart(overfitted):
 def test_coco_metrics_are_those_computed_by_hand(overfitted):
     detector, pictures, _, learn = overfitted
     results = []
-    for index, image_id in enumerate(pictures.ids):
-        picture = pictures._load_image(image_id)
+    for index in range(len(pictures)):
+        picture = pictures.picture(index)
         square, placement = fit(picture, 64)
         with torch.no_grad():
             logits, codes = detector(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])
@@ -278,6 +280,16 @@ def test_the_courses_own_miniai_is_preferred_where_it_has_a_learner(monkeypatch)
     package.learner = learner
     monkeypatch.setitem(sys.modules, "miniai.learner", learner)
     assert miniai() is learner
+
+
+def test_what_miniai_imports_warns_of_nothing(monkeypatch, tmp_path):
+    miniai()  # the real one is in sys.modules, so that monkeypatch puts it back
+    (tmp_path / "miniminiai.py").write_text("import warnings; warnings.warn('torch.jit is old', FutureWarning)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "miniminiai", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert miniai().__file__ == str(tmp_path / "miniminiai.py")
 
 
 # ---- several processes
@@ -392,4 +404,4 @@ def test_two_processes_train_and_only_the_first_writes(two_processes, sample):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(InputError, match="shared evenly by 3"):
-        training.check(Recipe(batch_size=4), processes=3)
+        Recipe(batch_size=4).check(processes=3)

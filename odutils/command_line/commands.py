@@ -21,10 +21,10 @@ from odutils.command_line.inputs import (
     splits_of,
 )
 from odutils.errors import InputError
+from odutils.recipe import ARTICLE_SIZE, Recipe
 
 TRAINING_SPLITS = ("train", "train2017")  # what a split is called where the user does not say
 VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")
-ARTICLE_SIZE = 224  # px, fixed by its anchors
 
 
 def detect(args: Namespace) -> int:
@@ -78,15 +78,13 @@ def video(args: Namespace) -> int:
 def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
-    is_article = args.preset == "article"
-    if is_article and args.size not in (None, ARTICLE_SIZE):
-        raise InputError(f"--size {args.size}: the article's anchors are made for {ARTICLE_SIZE} px")
+    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "seed", "freeze_body")
+    recipe = Recipe(**{name: getattr(args, name) for name in names}, pretrained=not args.no_pretrained)
+    recipe.size = args.size or (ARTICLE_SIZE if args.preset == "article" else recipe.size)
+    recipe.check()
     device = checked_device(args.device)
     from odutils import training
 
-    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "seed", "freeze_body")
-    recipe = training.Recipe(**{name: getattr(args, name) for name in names}, pretrained=not args.no_pretrained)
-    recipe.size = args.size or (ARTICLE_SIZE if is_article else recipe.size)
     checkpoint = Path(args.out, "checkpoint.pt")
     what = "going on from" if checkpoint.exists() else "beginning; when interrupted, the same command goes on from"
     print(f"{train_split} to learn from, {valid_split} to choose the best; {what} {checkpoint}", flush=True)
@@ -154,6 +152,15 @@ def download_weights(args: Namespace) -> int:
     from odutils import weights
 
     print(f"the weights are in {weights.download_weights(args.link, args.out)}")
+    return 0
+
+
+def export(args: Namespace) -> int:
+    from odutils import export
+    from odutils.presets import DEFAULT_WEIGHTS, load_detector
+
+    path = export.export(load_detector(args.weights or DEFAULT_WEIGHTS), args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB\ntry it: python -m odutils detect PICTURE --weights {path}")
     return 0
 
 

@@ -3,9 +3,7 @@
 import argparse
 
 from odutils.command_line import commands
-
-# Shown in --help without importing torch; a test keeps them equal to training.Recipe's.
-RECIPE = {"preset": "pyramid", "size": 256, "epochs": 12, "batch_size": 16, "lr": 1.5e-3, "body_lr": 2e-4, "seed": 0}
+from odutils.recipe import Recipe
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,19 +53,17 @@ def make_parser() -> Parser:
     command.add_argument("--out", default="runs/train", metavar="FOLDER", help="for weights, checkpoint and curves")
     command.add_argument("--train-split", metavar="NAME", help="(default: train or train2017, what is there)")
     command.add_argument("--valid-split", metavar="NAME", help="(default: val, val2017, valid or dev)")
-    command.add_argument("--preset", choices=("pyramid", "article"), default=RECIPE["preset"], help="kind of detector")
+    command.add_argument("--preset", choices=("pyramid", "article"), default=Recipe.preset, help="kind of detector")
     command.add_argument(
-        "--size", type=positive, metavar="PX", help=f"of the input (default: {RECIPE['size']}; article: 224)"
+        "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
     )
     command.add_argument(
-        "--epochs", type=positive, default=RECIPE["epochs"], metavar="N", help="times each picture is seen"
+        "--epochs", type=positive, default=Recipe.epochs, metavar="N", help="times each picture is seen"
     )
-    command.add_argument(
-        "--batch-size", type=positive, default=RECIPE["batch_size"], metavar="N", help="pictures a step"
-    )
-    command.add_argument("--lr", type=rate, default=RECIPE["lr"], metavar="RATE", help="learning rate of the head")
-    command.add_argument("--body-lr", type=rate, default=RECIPE["body_lr"], metavar="RATE", help="and of the body")
-    command.add_argument("--seed", type=natural, default=RECIPE["seed"], metavar="N", help="another one, another run")
+    command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="pictures a step")
+    command.add_argument("--lr", type=rate, default=Recipe.lr, metavar="RATE", help="learning rate of the head")
+    command.add_argument("--body-lr", type=rate, default=Recipe.body_lr, metavar="RATE", help="and of the body")
+    command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
     command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's body")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random body")
     command.add_argument("--freeze-body", action="store_true", help="train the head alone: quicker")
@@ -105,6 +101,13 @@ def make_parser() -> Parser:
     )  # fmt: skip
     command.add_argument("link", metavar="ID_OR_LINK", help="of a file there, shared with everyone who has the link")
     command.add_argument("--out", required=True, metavar="FILE", help="where they go")
+
+    command = add(
+        "export", commands.export, "write a detector as ONNX: faster on a CPU, and runs without PyTorch",
+        "export --out model.onnx --weights runs/train/best.safetensors",
+    )  # fmt: skip
+    command.add_argument("--out", required=True, metavar="FILE.onnx", help="`detect --weights FILE.onnx` runs it")
+    command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
 
     command = add("sample", commands.sample, "draw a small data set to play with", "sample data/sample --images 160 40")
     command.add_argument("root", metavar="FOLDER", help="where it goes")

@@ -1,0 +1,78 @@
+"""Runs an ONNX file that `export.py` wrote, with ONNX Runtime, on the CPU: `Predictor.from_weights("model.onnx")`.
+
+N images, A anchors, C classes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odutils.anchors import PYRAMID_STRIDES
+from odutils.errors import InputError
+
+MULTIPLE = max(PYRAMID_STRIDES)  # px: with such sides every level of the pyramid has whole cells
+
+
+class ExportedDetector:
+    """An exported file in a detector's place: `Predictor(ExportedDetector("model.onnx"), "cpu")`.
+
+    Its box codes are boxes already, so that its grid leaves them as they are.
+    Raises InputError if onnxruntime is missing or the file is none that `export` wrote.
+    """
+
+    def __init__(self, path: str | Path):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise InputError(f"{path}: an ONNX file needs the package onnxruntime: pip install onnxruntime") from None
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such weights file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves idle cores to the others
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes share no base of their own
+            raise InputError(f"{path}: damaged, or no ONNX file ({' '.join(str(error).split())[:200]})") from None
+        self.settings = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and boxes (N, A, 4) xyxy, 0…1."""
+        size, shape = self.settings["size"], images.shape[2:]
+        squash = self.settings["squash"]
+        if shape != (size, size) if squash else any(side % MULTIPLE for side in shape):
+            wanted = f"{size} px" if squash else f"multiples of {MULTIPLE} px"
+            raise ValueError(f"the sides of an input are {wanted}, not {tuple(shape)}")
+        found = self.session.run(["logits", "boxes"], {"images": np.ascontiguousarray(images.numpy())})
+        return tuple(map(torch.from_numpy, found))
+
+    def grid(self, height: int, width: int) -> "ExportedDetector":
+        return self
+
+    def pick(self, index: Tensor) -> "ExportedDetector":
+        return self
+
+    def decode(self, boxes: Tensor) -> Tensor:
+        return boxes
+
+    def to(self, device: torch.device) -> "ExportedDetector":
+        if device.type != "cpu":
+            raise InputError(f"an ONNX file runs on the CPU, not on {device}: export is for machines without a GPU")
+        return self
+
+    def eval(self) -> "ExportedDetector":
+        return self
+
+
+def read_metadata(texts: dict[str, str], name: str) -> dict:
+    """The settings of a detector from an ONNX file's metadata. Raises InputError if they are not there."""
+    try:
+        settings = {key: json.loads(text) for key, text in texts.items()}
+        if not {"classes", "size", "squash", "threshold"} <= settings.keys():
+            raise ValueError("settings are missing")
+    except ValueError:
+        raise InputError(f"{name}: not written by `python -m odutils export`: its metadata say nothing of it") from None
+    return settings

@@ -1,0 +1,39 @@
+"""What decides the result of a training run; light, so that the command line can show it without importing torch."""
+
+from dataclasses import dataclass
+
+from odutils.errors import InputError
+
+ARTICLE_SIZE = 224  # px of the preset `article`, fixed by its anchors
+
+
+@dataclass
+class Recipe:
+    """What decides the result of a training run. What the shipped weights used stands in data/weights/README.md."""
+
+    preset: str = "pyramid"
+    size: int = 256  # px of the square input
+    epochs: int = 12
+    batch_size: int = 16  # of all processes together
+    lr: float = 1.5e-3  # of the head
+    body_lr: float = 2e-4
+    weight_decay: float = 0.02
+    warm_up: int = 200  # steps
+    balance: float = 0.02  # see EpochSampler
+    ema: float = 0.998
+    seed: int = 0
+    pretrained: bool = True  # begin with ImageNet's body, and keep its first layers and its batch norm as they are
+    freeze_body: bool = False  # train the head alone
+
+    def check(self, processes: int = 1) -> None:
+        """Raises InputError for numbers that cannot work."""
+        if self.preset == "article" and self.size != ARTICLE_SIZE:
+            raise InputError(f"size {self.size}: the preset 'article' has anchors for {ARTICLE_SIZE} px: choose that")
+        if self.size < 64 or self.size % 32:
+            raise InputError(f"size {self.size}: choose a multiple of 32 px, 64 or more")
+        if self.batch_size < 1 or self.batch_size % processes:
+            raise InputError(f"batch size {self.batch_size}: cannot be shared evenly by {processes} process(es)")
+        if self.epochs < 1:
+            raise InputError(f"epochs {self.epochs}: train for one at least")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}: must be 0 or more")
