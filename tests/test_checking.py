@@ -11,6 +11,8 @@ from PIL import Image
 
 from odutils import checking
 from odutils.checking import check_dataset, to_text
+from odutils.files import DATA
+from odutils.pictures import list_pictures
 
 CATEGORIES = {1: "person", 17: "cat"}
 NAN = float("nan")
@@ -89,6 +91,12 @@ def test_each_fault_is_found_and_nothing_else(root, change, kind, file, image_id
     problems = check_dataset(root, "train")
     assert [problem[:4] for problem in problems] == [(kind, file, image_id, annotation_id)]
     assert problems[0].message
+
+
+def test_the_labels_of_the_photographs_that_come_with_the_project():
+    assert check_dataset(DATA, "photos") == []
+    labelled = json.loads((DATA / "annotations" / "instances_photos.json").read_text())
+    assert [one["file_name"] for one in labelled["images"]] == [path.name for path in list_pictures(DATA / "photos")]
 
 
 def test_a_box_may_touch_the_edge_and_rounding_is_forgiven(root):
