@@ -1,4 +1,4 @@
-"""Protects how figures of the notebooks are made: heat lies where the values are, and the style changes what it says."""
+"""Protects how figures of the notebooks are made: heat lies where the values are, the style does what it says."""
 
 import numpy as np
 
