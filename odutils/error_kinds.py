@@ -17,20 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from odutils.datasets import CocoDetections
-from odutils.evaluation import evaluate, only_labelled
+from odutils.evaluation import Matched
 
 KINDS = ("class", "location", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: of a box that is right, of one that has to do with an object
-
-
-class Matched(NamedTuple):
-    """What pycocotools made of a data set at IoU 0.5, without all that counts neither way."""
-
-    results: list[dict]  # D, in pycocotools' order: by class, by picture, by score
-    right: np.ndarray  # (D,) bool: it found an object
-    objects: list[dict]  # G
-    found: np.ndarray  # (G,) bool
 
 
 class Error(NamedTuple):
@@ -39,23 +29,6 @@ class Error(NamedTuple):
     kind: str
     result: int | None  # index of the false detection; None if missed
     object: int | None  # index of the object that was meant, or missed; None for background and both
-
-
-def match(dataset: CocoDetections, results: list[dict]) -> Matched:
-    """Match COCO results to the objects as `evaluation.score` does. Raises InputError for results of other images."""
-    results = only_labelled(dataset, results)
-    evaluation = evaluate(dataset, results)
-    kept, right, objects, found = [], [], [], []
-    for one in evaluation.evalImgs:
-        if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
-            counts = ~one["dtIgnore"][0]
-            kept += [results[i - 1] for i, counted in zip(one["dtIds"], counts, strict=True) if counted]  # ids from 1
-            right += list(one["dtMatches"][0][counts] > 0)
-            by_id = {o["id"]: o for o in evaluation._gts[one["image_id"], one["category_id"]]}
-            wanted = np.asarray(one["gtIgnore"]) == 0
-            objects += [by_id[i] for i, counted in zip(one["gtIds"], wanted, strict=True) if counted]
-            found += list(one["gtMatches"][0][wanted] > 0)
-    return Matched(kept, np.array(right, bool), objects, np.array(found, bool))
 
 
 def find_errors(matched: Matched) -> list[Error]:

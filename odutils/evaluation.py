@@ -8,6 +8,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +20,15 @@ from odutils.inference import EVALUATED, Detections, Predictor, select, to_detec
 from odutils.pictures import place
 
 NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")  # in the order of COCOeval.stats
+
+
+class Matched(NamedTuple):
+    """What pycocotools made of a data set at IoU 0.5, without all that counts neither way."""
+
+    results: list[dict]  # D, in pycocotools' order: by class, by picture, by score
+    right: np.ndarray  # (D,) bool: it found an object
+    objects: list[dict]  # G
+    found: np.ndarray  # (G,) bool
 
 
 def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[dict]:
@@ -119,6 +129,23 @@ def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
         raise InputError(f"a result without or with an unknown image_id or category_id ({error!r})") from None
 
 
+def match(dataset: CocoDetections, results: list[dict]) -> Matched:
+    """Match COCO results to the objects as `score` does. Raises InputError for results of other images."""
+    results = only_labelled(dataset, results)
+    evaluation = evaluate(dataset, results)
+    kept, right, objects, found = [], [], [], []
+    for one in evaluation.evalImgs:
+        if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
+            counts = ~one["dtIgnore"][0]
+            kept += [results[i - 1] for i, counted in zip(one["dtIds"], counts, strict=True) if counted]  # ids from 1
+            right += list(one["dtMatches"][0][counts] > 0)
+            by_id = {o["id"]: o for o in evaluation._gts[one["image_id"], one["category_id"]]}
+            wanted = np.asarray(one["gtIgnore"]) == 0
+            objects += [by_id[i] for i, counted in zip(one["gtIds"], wanted, strict=True) if counted]
+            found += list(one["gtMatches"][0][wanted] > 0)
+    return Matched(kept, np.array(right, bool), objects, np.array(found, bool))
+
+
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
     """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`."""
     overall = score(dataset, results)
@@ -140,20 +167,13 @@ def operating_points(dataset: CocoDetections, results: list[dict], thresholds: l
     Boxes on crowds and difficult objects count neither way. Results: of `predict(…, one_class_each=True)`.
     Returns a dict of threshold, precision, recall and boxes (a picture) for each threshold.
     """
-    evaluation = evaluate(dataset, only_labelled(dataset, results))
-    scores, right, objects = [], [], 0
-    for one in evaluation.evalImgs:
-        if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
-            counts = ~one["dtIgnore"][0]  # (detections,) at IoU 0.5
-            scores.append(np.asarray(one["dtScores"])[counts])
-            right.append(one["dtMatches"][0][counts] > 0)
-            objects += int((np.asarray(one["gtIgnore"]) == 0).sum())
-    scores, right = np.concatenate([*scores, []]), np.concatenate([*right, []])
+    matched = match(dataset, results)
+    scores, right = np.array([result["score"] for result in matched.results]), matched.right
     points = []
     for threshold in thresholds:
         drawn = scores > threshold
         hits = float(right[drawn].sum())
-        precision, recall = hits / max(1, int(drawn.sum())), hits / max(1, objects)
+        precision, recall = hits / max(1, int(drawn.sum())), hits / max(1, len(matched.objects))
         points.append(
             dict(threshold=threshold, precision=precision, recall=recall, boxes=float(drawn.sum()) / len(dataset.ids))
         )

@@ -1,4 +1,4 @@
-"""A detector as an ONNX file: three times as fast on a CPU, and of use where there is no PyTorch.
+"""A detector as an ONNX file: more than twice as fast on a CPU, and of use where there is no PyTorch.
 
 The file takes pictures as the detector does and gives decoded boxes; its metadata say all that is to be done before and
 after, so that whoever has only the file can use it. `exported.py` runs it.
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from odutils import __version__
 from odutils.anchors import PYRAMID_STRIDES, decode_sides
 from odutils.errors import InputError
-from odutils.exported import MULTIPLE
 from odutils.files import replacing
 from odutils.inference import ANY_CLASS_IOU, SAME_CLASS_IOU, SHOWN
 from odutils.model import Detector
-from odutils.pictures import GREY
+from odutils.pictures import GREY, MULTIPLE
 
 OPSET = 17  # of 2022: every runtime of today reads it
 

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odutils.anchors import PYRAMID_STRIDES
 from odutils.errors import InputError
-
-MULTIPLE = max(PYRAMID_STRIDES)  # px: with such sides every level of the pyramid has whole cells
+from odutils.pictures import MULTIPLE
 
 
 class ExportedDetector:

@@ -17,6 +17,7 @@ from odutils.errors import InputError, UnreadableError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 GREY = 114  # of the border beside a letterboxed picture: near the mean of photographs, so it looks like nothing
+MULTIPLE = 64  # px: with such sides every level of the pyramid, whose coarsest stride it is, has whole cells
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -99,16 +100,16 @@ class Placement(NamedTuple):
         return boxes / np.float32([self.scale_x / self.width, self.scale_y / self.height] * 2)
 
 
-def input_shape(height: int, width: int, size: int, squash: bool = False, multiple: int = 64) -> tuple[int, int]:
+def input_shape(height: int, width: int, size: int, squash: bool = False) -> tuple[int, int]:
     """The smallest (height, width) of a network input that holds the picture with its longer side at `size` pixels.
 
-    Both are multiples of `multiple`, the coarsest stride of the network, so that every level has whole cells.
+    Both are multiples of MULTIPLE.
     """
     if squash:
         return size, size
     scale = size / max(height, width)
     sides = (max(1, round(side * scale)) for side in (height, width))
-    return tuple(-(-side // multiple) * multiple for side in sides)
+    return tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides)
 
 
 def place(height: int, width: int, size: int, squash: bool = False, shape: tuple[int, int] | None = None) -> Placement:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from odutils.datasets import CocoDetections
-from odutils.error_kinds import KINDS, Error, average_precision, find_errors, gains, match
-from odutils.evaluation import score
+from odutils.error_kinds import KINDS, Error, average_precision, find_errors, gains
+from odutils.evaluation import match, score
 
 CATEGORIES = {1: "person", 3: "car", 17: "cat"}
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from odutils.anchors import PYRAMID_STRIDES
 from odutils.errors import InputError, UnreadableError
-from odutils.pictures import GREY, fit, input_shape, list_pictures, read_picture, to_rgb, upright_size
+from odutils.pictures import GREY, MULTIPLE, fit, input_shape, list_pictures, read_picture, to_rgb, upright_size
 
 
 def three_greys():
@@ -204,3 +205,7 @@ def test_a_jpeg_cut_off_is_refused_wherever_the_cut_is(tmp_path, draw_picture, s
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UnreadableError):
         read_picture(path)
+
+
+def test_inputs_have_whole_cells_at_every_level():
+    assert all(MULTIPLE % stride == 0 for stride in PYRAMID_STRIDES)
