@@ -23,6 +23,8 @@ from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.pictures import fit, read_picture
 
+MOST_REPEATS = 4  # without a limit six hair driers, eleven times an epoch, made the detector see hair driers everywhere
+
 __all__ = ["CocoDetections", "EpochSampler", "check_dataset", "collate", "make_loader", "repeat_factors"]
 
 
@@ -142,7 +144,8 @@ class EpochSampler(Sampler):
     """Yields (epoch, index): a new order each epoch, a function of (seed, epoch) alone.
 
     balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f
-    comes sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2).
+    comes sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2), but
+    MOST_REPEATS times at most.
     process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen) before use.
     """
 
@@ -166,12 +169,12 @@ class EpochSampler(Sampler):
 
 
 def repeat_factors(dataset: CocoDetections, balance: float) -> np.ndarray:
-    """How often each image comes in an epoch (images,), at least once; see EpochSampler."""
+    """How often each image comes in an epoch (images,), once to MOST_REPEATS times; see EpochSampler."""
     present = np.zeros((len(dataset.labels), len(dataset.classes) + 1), bool)  # (images, 1 + C)
     for row, labels in zip(present, dataset.labels, strict=True):
         row[labels[labels > 0]] = True
     share = present.mean(axis=0).clip(min=1e-9)  # (1 + C,)
-    return np.where(present, np.sqrt(balance / share), 1).max(axis=1, initial=1.0)
+    return np.where(present, np.sqrt(balance / share), 1).max(axis=1, initial=1.0).clip(max=MOST_REPEATS)
 
 
 def make_loader(

@@ -35,11 +35,12 @@ def miniai():
     return learner
 
 
-def make_optimiser(detector: Detector, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with a lower rate for the body, and no weight decay on norms and biases."""
+def make_optimiser(detector: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with a lower rate for `detector.body`, and no weight decay on norms and biases."""
+    body = set(detector.body.parameters())
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in detector.named_parameters():
-        groups.setdefault((name.startswith("body."), parameter.ndim > 1), []).append(parameter)
+    for parameter in detector.parameters():
+        groups.setdefault((parameter in body, parameter.ndim > 1), []).append(parameter)
     settings = []
     for (is_body, decays), parameters in groups.items():
         lr = recipe.body_lr if is_body else recipe.lr
@@ -115,7 +116,10 @@ def train(
 
     recipe, out = recipe or Recipe(), Path(out)
     # The first process alone validates, and the others wait: they may need more patience than their own ten minutes.
-    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=9))])
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=9))
+    # accelerate joins processes on the CPU only if it is told to; else each would train alone, unaware of the others.
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerator = Accelerator(cpu=device == "cpu" or not accelerated, kwargs_handlers=[patience])
     first, processes = accelerator.is_main_process, accelerator.num_processes
     recipe.check(processes)
     batch_size, article = recipe.batch_size // processes, recipe.preset == "article"

@@ -42,9 +42,9 @@ def sample(tmp_path_factory):
     return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
 
 
-def small_training(sample, out, epochs=2, every=2, **recipe):
+def small_training(sample, out, epochs=2, every=2, device="cpu", **recipe):
     recipe = Recipe(epochs=epochs, **{**SMALL, **recipe})
-    return train(sample, out, recipe, workers=0, device="cpu", checkpoint_every=every, progress=False)
+    return train(sample, out, recipe, workers=0, device=device, checkpoint_every=every, progress=False)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -345,12 +345,13 @@ def work(sample: str, out: str):
     from accelerate import Accelerator
 
     torch.set_num_threads(1)
-    out, accelerator = Path(out), Accelerator(cpu=True)
-    rank = accelerator.process_index
+    out, rank = Path(out), int(os.environ["RANK"])
+    # First of all: what accelerate was told once, it keeps. Two validations, of the first process alone.
+    small_training(Path(sample), out / f"training{rank}", device=None)
+    accelerator = Accelerator(cpu=True)
     shared = {kind: gradient(kind, slice(rank, None, 2), Share(accelerator)) for kind in ("quality", "article")}
     if accelerator.is_main_process:
         torch.save(shared, out / "shared.pt")
-    small_training(Path(sample), out / f"training{rank}", epochs=2)  # two validations, of the first process alone
 
 
 def free_port() -> int:
@@ -364,6 +365,7 @@ def two_processes(sample, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     (out / "training1").mkdir()  # not shared, so that it shows who writes
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    both["CUDA_VISIBLE_DEVICES"] = ""  # as where there is no card, so that the default device is the CPU
     call = f"import test_training; test_training.work({str(sample)!r}, {str(out)!r})"
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     processes = []

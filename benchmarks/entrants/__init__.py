@@ -1,0 +1,37 @@
+"""Who runs in the race: the article's way, the peers' way, ours, and ours with one thing taken away.
+
+Every entrant begins with the same ImageNet body, EfficientNet-Lite0. An entrant is a function of a `Course` that
+returns a `Run`.
+"""
+
+from functools import partial
+
+from entrants.article import article, mended_article
+from entrants.course import Course, Run
+from entrants.ours import (
+    FlipAndColour,
+    HeadWithoutFusion,
+    LossWithFocal,
+    LossWithL1,
+    pyramid,
+)
+from entrants.peers import fcos, ssdlite
+from odutils.matching import match_iou
+
+__all__ = ["ENTRANTS", "Course", "Run"]
+
+ENTRANTS = {
+    "article": ("the article's recipe: its code as it stands", article),
+    "article_mended": ("the article's recipe, its defects mended (preset `article`)", mended_article),
+    "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
+    "fcos": ("torchvision's FPN, FCOS head and loss", fcos),
+    "pyramid": ("`pyramid`", pyramid),
+    "no_fusion": ("without the feature pyramid", partial(pyramid, head=HeadWithoutFusion)),
+    "match_iou": ("IoU matching instead of ATSS", partial(pyramid, match=match_iou)),
+    "l1": ("L1 instead of GIoU", partial(pyramid, loss=LossWithL1)),
+    "focal": ("focal loss instead of quality focal loss", partial(pyramid, loss=LossWithFocal)),
+    "no_crop": ("neither crop nor zoom-out", partial(pyramid, augment=FlipAndColour)),
+    "no_average": ("without the moving average of weights", partial(pyramid, average=False)),
+    "trained_norms": ("batch norm of the body trained", partial(pyramid, frozen_norms=False)),
+    "no_mask": ("partial labels taken for complete", partial(pyramid, masked=False)),
+}

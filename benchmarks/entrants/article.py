@@ -1,0 +1,101 @@
+"""The article's way: its own code as it stands, and our preset `article`; both on the Lite0 body, which is frozen."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import torch
+from run import ArticleCode
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from entrants.course import MEAN, SIZE, STD, Budget, CountSteps, Course, Endless, Run, examples
+from odutils import callbacks
+from odutils.anchors import article_grid
+from odutils.datasets import CocoDetections, make_loader
+from odutils.inference import Detections, Predictor
+from odutils.losses import DetectionLoss
+from odutils.model import ArticleHead, Detector, LiteBody, ShrinkingStage
+from odutils.training import miniai
+
+LR, BATCH = 1e-4, 32  # the article's; the rate stays as it is to the end
+
+
+class CoarsestMap(LiteBody):
+    """The Lite0 body's last map alone: (N, 3, 224, 224) -> (N, 1280, 7, 7)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels)[-1]
+
+
+class ForImageNetPixels(CoarsestMap):
+    """The same for pixels that are normalised as the article does it."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        pixels = (pixels * std + mean - MEAN[0]) / STD[0]
+        return super().forward(pixels.contiguous(memory_format=torch.channels_last))
+
+
+class ArticleExamples(Dataset):
+    """The article's own data set behind our sampler's keys."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __getitem__(self, key: tuple[int, int]):
+        return self.examples[key[1]]
+
+
+class ArticlePredictor:
+    """The article's own way from a picture to detections, but for the score threshold, which is everybody's."""
+
+    def __init__(self, code, model: nn.Module):
+        self.code, self.model = code, model
+
+    @torch.inference_mode()
+    def batch(self, pictures: list[np.ndarray], threshold: float, one_class_each: bool) -> list[Detections]:
+        found = []
+        for picture in pictures:
+            pixels = self.code.normalize(self.code.tfms.ToTensor()(cv2.resize(picture, (SIZE, SIZE))))
+            logits, codes = self.model(pixels[None])
+            scores, labels, boxes = self.code.nms(codes, logits, conf_thresh=threshold)
+            best = scores.argsort(descending=True)
+            boxes = boxes[best].float().numpy() * np.float32(picture.shape[1::-1] * 2)  # (K, 4) in pixels
+            found.append(Detections(boxes, labels[best].numpy(), scores[best].numpy()))
+        return found
+
+
+def article(course: Course) -> Run:
+    reader, learner, budget = ArticleCode(course.article), miniai(), Budget(course.minutes)
+    code, dataset = reader.code, ArticleExamples(reader.Examples(CocoDetections(course.data, course.split)))
+    head = code.SSD_MultiHead()
+    head.sconv0 = code.StdConv(1280, 256, stride=1, drop=code.drop)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    model = nn.Sequential(ForImageNetPixels(pretrained=True), head).to(memory_format=torch.channels_last)
+    code.freeze(model[0], True)
+    sampler = Endless(len(dataset.examples), course.seed)
+    loader = DataLoader(dataset, BATCH, sampler=sampler, collate_fn=code.collate_fn, drop_last=True)
+    cbs = [CountSteps(), learner.TrainCB(), budget]
+    dls = SimpleNamespace(train=loader, valid=[])
+    learn = learner.Learner(model, dls, code.ssd_loss, LR, cbs, torch.optim.AdamW)
+    learn.detector = model
+    return Run(learn, ArticlePredictor(code, model), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE))
+
+
+def mended_article(course: Course) -> Run:
+    dataset = examples(course, squash=True)
+    head = ArticleHead(len(dataset.classes))
+    head.stages[0] = ShrinkingStage(1280, 256, 1, dropout=0.4)
+    settings = dict(preset="article", classes=dataset.classes, size=SIZE, squash=True)
+    detector = Detector(CoarsestMap(pretrained=True), head, article_grid, MEAN, STD, **settings)
+    detector.to(memory_format=torch.channels_last)
+    learner, budget = miniai(), Budget(course.minutes)
+    sampler = Endless(len(dataset), course.seed)
+    dls = SimpleNamespace(train=make_loader(dataset, BATCH, sampler, workers=0), valid=[])
+    cbs = [CountSteps(), learner.TrainCB(), callbacks.FreezeBody(whole=True), budget]
+    learn = learner.Learner(detector, dls, DetectionLoss(article_grid(), "article"), LR, cbs, torch.optim.AdamW)
+    learn.detector = detector
+    return Run(learn, Predictor(detector, "cpu"), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE).byte())

@@ -1,0 +1,106 @@
+"""`pyramid`, whole and with one thing taken away."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace, Run, examples
+from odutils import callbacks
+from odutils.anchors import pyramid_grid
+from odutils.augmentation import Augment
+from odutils.datasets import make_loader
+from odutils.inference import Predictor
+from odutils.losses import DetectionLoss, paired_iou
+from odutils.model import Detector, LiteBody, PyramidHead
+from odutils.training import make_learner
+
+
+class HeadWithoutFusion(PyramidHead):
+    """Every level sees its own map of the body only."""
+
+    def fuse(self, features: list[Tensor]) -> list[Tensor]:
+        maps = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
+        return [*maps, self.bottom_up[2](maps[2])]
+
+
+class LossWithL1(DetectionLoss):
+    """The mean distance of the four sides in cells instead of GIoU."""
+
+    def quality_loss(self, logits, predicted, wanted, found, column, counted, known):
+        class_loss, _ = super().quality_loss(logits, predicted, wanted, found, column, counted, known)
+        iou, _ = paired_iou(predicted.detach(), wanted)  # (N, A)
+        distance = ((predicted - wanted).abs() / self.grid.steps.repeat(1, 2)).mean(dim=-1)  # (N, A)
+        normaliser = self.normalise(torch.where(found, iou, 0).sum())
+        return class_loss, torch.where(found, distance, 0).sum() / normaliser
+
+
+class LossWithFocal(DetectionLoss):
+    """Focal loss (Lin et al. 2017, alpha 0.25, gamma 2) for the class: the target is 1, however good the box is."""
+
+    def quality_loss(self, logits, predicted, wanted, found, column, counted, known):
+        _, box_loss = super().quality_loss(logits, predicted, wanted, found, column, counted, known)
+        targets = torch.zeros_like(logits).scatter_(2, column[..., None], found[..., None].float())  # (N, A, C)
+        counted = counted[..., None] & (known[:, None] | found[..., None])  # (N, A, C)
+        class_loss = (sigmoid_focal_loss(logits, targets) * counted).sum()
+        return class_loss / self.normalise(found.sum()), box_loss
+
+
+class FlipAndColour(Augment):
+    """Neither crop nor zoom-out."""
+
+    def geometry(self, picture, boxes, chance):
+        if chance.random() < 0.5:
+            width = picture.shape[1]
+            picture = self.imgaug.flip.fliplr(picture)
+            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
+        return picture, boxes
+
+
+class TrainedNorms(callbacks.FreezeBody):
+    """The body's batch norm learns, and takes its statistics from the batches; its first layers stay frozen."""
+
+    def before_fit(self, learn):
+        super().before_fit(learn)
+        for norm in self.norms:
+            norm.requires_grad_(True)
+        for part in learn.detector.body.frozen_parts():
+            part.requires_grad_(False)
+        self.norms = []  # none is put into eval mode
+
+
+def pyramid(
+    course: Course,
+    head: type[PyramidHead] = PyramidHead,
+    loss: type[DetectionLoss] = DetectionLoss,
+    match=None,
+    augment: type[Augment] = Augment,
+    average: bool = True,
+    frozen_norms: bool = True,
+    masked: bool = True,
+) -> Run:
+    dataset = examples(course, augment=augment)
+    if not masked:
+        dataset.known_of = {}
+    body = LiteBody(pretrained=True)
+    settings = dict(preset="pyramid", classes=dataset.classes, size=SIZE, squash=False)
+    detector = Detector(body, head(body.channels, len(dataset.classes)), pyramid_grid, MEAN, STD, **settings)
+    detector.to(memory_format=torch.channels_last)
+    left_out = [] if average else [callbacks.EMA]
+    left_out += [] if frozen_norms else [callbacks.FreezeBody]
+    instead = [] if frozen_norms else [TrainedNorms()]
+    return our_run(
+        course, detector, loss(detector.grid(SIZE, SIZE), "quality", match), dataset, tuple(left_out), instead
+    )
+
+
+def our_run(course: Course, detector: Detector, loss: DetectionLoss, dataset, left_out=(), instead=()) -> Run:
+    """A detector of this project trained as `odutils.training.train` does, by the clock instead of by epochs."""
+    sampler, budget = Endless(len(dataset), course.seed), Budget(course.minutes)
+    dls = SimpleNamespace(train=make_loader(dataset, OURS.batch_size, sampler, workers=0), valid=[])
+    learn = make_learner(detector, dls, OURS, loss, extra=[budget, Pace(budget), *instead])
+    left_out = (callbacks.Schedule, *left_out)
+    learn.cbs = [callback for callback in learn.cbs if not isinstance(callback, left_out) or callback in instead]
+    return Run(learn, Predictor(detector, "cpu"), sampler, OURS.batch_size, torch.zeros(1, 3, SIZE, SIZE).byte())

@@ -1,0 +1,159 @@
+"""The peers' way: torchvision's models on our body, with our optimiser, augmentation and average of weights."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import Conv2dNormActivation
+
+from entrants.course import MEAN, OURS, SIZE, STD, Budget, CountSteps, Course, Endless, Pace, Run, examples
+from odutils import callbacks
+from odutils.datasets import CocoDetections, make_loader
+from odutils.inference import EVALUATED, Detections, to_detections
+from odutils.model import LiteBody
+from odutils.pictures import fit
+from odutils.training import make_optimiser, miniai
+
+
+class Backbone(nn.Module):
+    """The Lite0 body and the layers between it and torchvision's head: pixels -> {name: map}."""
+
+    def __init__(self, neck: nn.Module, out_channels):
+        super().__init__()
+        self.body, self.neck, self.out_channels = LiteBody(pretrained=True), neck, out_channels
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return self.neck(self.body(pixels.contiguous(memory_format=torch.channels_last)))
+
+
+class ExtraMaps(nn.Module):
+    """The last two maps of the body and four smaller ones, as torchvision's SSDLite adds them to its own body."""
+
+    channels = (112, 1280, 512, 256, 256, 128)
+
+    def __init__(self):
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+        block = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                block(wide, narrow // 2, kernel_size=1),
+                block(narrow // 2, narrow // 2, kernel_size=3, stride=2, groups=narrow // 2),
+                block(narrow // 2, narrow, kernel_size=1),
+            )
+            for wide, narrow in zip(self.channels[1:], self.channels[2:], strict=False)
+        )
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        maps = list(features[1:])
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return {str(level): features for level, features in enumerate(maps)}
+
+
+class Named(nn.Module):
+    """Gives a list of maps the names that torchvision's feature pyramid wants."""
+
+    def __init__(self, pyramid: nn.Module):
+        super().__init__()
+        self.pyramid = pyramid
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        return self.pyramid({str(level): f for level, f in enumerate(features)})
+
+
+class Peer(nn.Module):
+    """A torchvision detector as our callbacks see one."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    @property
+    def body(self) -> nn.Module:
+        return self.model.backbone.body
+
+    def forward(self, images: Tensor, targets: list[dict] | None = None):
+        """images: (N, 3, S, S) uint8.   Returns torchvision's losses, or its detections in pixels of the input."""
+        return self.model(list(images.float() / 255), targets)
+
+
+class PeerStep(callbacks.Callback):
+    """Batches in torchvision's form. What is neither right nor wrong, and partial labels, are unknown to it."""
+
+    def predict(self, learn):
+        images, boxes, labels, _ = learn.batch
+        learn.targets = [
+            {"boxes": one[kind > 0] * SIZE, "labels": kind[kind > 0]} for one, kind in zip(boxes, labels, strict=True)
+        ]
+        learn.preds = learn.model(images, learn.targets)
+
+    def get_loss(self, learn):
+        learn.loss = sum(learn.preds.values())
+
+
+class PeerPredictor:
+    def __init__(self, peer: Peer):
+        self.peer = peer
+
+    @torch.inference_mode()
+    def batch(self, pictures: list[np.ndarray], threshold: float, one_class_each: bool) -> list[Detections]:
+        fitted, placements = zip(*(fit(picture, SIZE) for picture in pictures), strict=True)
+        answers = self.peer.eval()(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2))
+        return [
+            to_detections(a["boxes"] / SIZE, a["labels"], a["scores"], placement, picture.shape)
+            for a, placement, picture in zip(answers, placements, pictures, strict=True)
+        ]
+
+
+def peer_run(course: Course, dataset: CocoDetections, model: nn.Module) -> Run:
+    peer, learner, budget = Peer(model), miniai(), Budget(course.minutes)
+    peer.to(memory_format=torch.channels_last)
+    sampler = Endless(len(dataset), course.seed)
+    dls = SimpleNamespace(train=make_loader(dataset, OURS.batch_size, sampler, workers=0), valid=[])
+
+    class Step(PeerStep, learner.TrainCB):
+        pass
+
+    cbs = [
+        CountSteps(),
+        Step(),
+        callbacks.FreezeBody(),
+        Pace(budget),
+        callbacks.ClipGradients(),
+        callbacks.EMA(OURS.ema),
+    ]
+    learn = learner.Learner(peer, dls, None, OURS.lr, [*cbs, budget], lambda *_: make_optimiser(peer, OURS))
+    learn.detector = peer
+    return Run(learn, PeerPredictor(peer), sampler, OURS.batch_size, torch.zeros(1, 3, SIZE, SIZE).byte())
+
+
+PIXELS = dict(image_mean=[m / 255 for m in MEAN], image_std=[s / 255 for s in STD], score_thresh=EVALUATED)
+
+
+def ssdlite(course: Course) -> Run:
+    dataset, maps = examples(course), ExtraMaps()
+    anchors = DefaultBoxGenerator([[2, 3]] * len(maps.channels), min_ratio=0.2, max_ratio=0.95)
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    columns = len(dataset.classes) + 1
+    head = SSDLiteHead(list(maps.channels), anchors.num_anchors_per_location(), columns, norm)
+    options = dict(nms_thresh=0.55, detections_per_img=300, topk_candidates=300)  # of torchvision's ssdlite320
+    return peer_run(
+        course, dataset, SSD(Backbone(maps, None), anchors, (SIZE, SIZE), columns, head=head, **options, **PIXELS)
+    )
+
+
+def fcos(course: Course) -> Run:
+    dataset, width = examples(course), 96  # as wide as the towers of `pyramid`
+    neck = FeaturePyramidNetwork(list(LiteBody.channels), width, extra_blocks=LastLevelP6P7(width, width))
+    options = dict(min_size=SIZE, max_size=SIZE)
+    model = FCOS(Backbone(Named(neck), width), len(dataset.classes) + 1, **options, **PIXELS)
+    return peer_run(course, dataset, model)

@@ -1,0 +1,195 @@
+"""Protects the race of `benchmarks/`: every entrant trains and is scored, an interrupted run goes on with the very next
+picture, the parts that entrants replace compute what they say, and the table shows what the result files hold."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import race as race_script
+import race_table
+import torch
+from entrants import ENTRANTS, Course
+from entrants.course import Endless
+from entrants.ours import LossWithFocal, LossWithL1, pyramid
+
+from odutils.augmentation import Augment
+from odutils.callbacks import Callback
+from odutils.losses import DetectionLoss
+from odutils.presets import build
+from odutils.sample import make_sample
+
+BENCHMARKS = Path(race_script.__file__).parent
+ARTICLE = BENCHMARKS.parents[1] / "shared" / "article" / "article.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_sample(tmp_path_factory.mktemp("race") / "s", images=(35, 3), size=160, objects=(1, 3))
+
+
+def course_of(data, minutes=1e-9) -> Course:
+    """One step: the time is used up after it."""
+    return Course(data, "train", minutes, 0, ARTICLE)
+
+
+@pytest.mark.parametrize("name", ENTRANTS)
+def test_every_entrant_takes_a_step_and_is_scored(name, data, tmp_path):
+    if name == "article" and not ARTICLE.is_file():
+        pytest.skip("the article's code is not part of this repository")
+    result = race_script.race(name, course_of(data), tmp_path, "val")
+    assert result["steps"] == 1 and result["pictures_seen"] == result["batch_size"] > 1
+    assert result["cpu_minutes"] >= 0 and result["training_memory_mb"] > 100
+    assert 3e6 < result["parameters"] < 5e7 and 2e8 < result["multiplications"] < 2e9
+    assert -1 <= result["scores"]["all"]["AP50"] <= 1
+    assert json.loads(json.dumps(result)) == result
+    assert not list(tmp_path.iterdir())  # a checkpoint is of no use after that
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    """The pictures are those of an unbroken run. (The weights cannot be: the learning rate follows the clock.)"""
+    monkeypatch.setattr(race_script, "EVERY", 1)
+    seen = []
+
+    class Stop(Callback):
+        order = 50  # after the checkpoint was written
+
+        def __init__(self, steps: int):
+            self.left = steps
+
+        def after_batch(self, learn):
+            seen.append(learn.batch[0].sum().item())
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    def run_for(steps: int, folder: Path) -> dict:
+        def build_run(course):
+            run = pyramid(course)
+            run.learn.cbs.append(Stop(steps))
+            return run
+
+        monkeypatch.setitem(race_script.ENTRANTS, "stopped", ("stopped", build_run))
+        with pytest.raises(KeyboardInterrupt):
+            race_script.race("stopped", course_of(data, minutes=60), folder, "val")
+        return torch.load(folder / "stopped_0.pt", weights_only=True)
+
+    run_for(2, tmp_path / "broken")
+    broken, pictures = run_for(1, tmp_path / "broken"), seen.copy()
+    seen.clear()
+    unbroken = run_for(3, tmp_path / "unbroken")
+    assert pictures == seen and len(set(seen)) == 3
+    assert broken["steps"] == unbroken["steps"] == 3
+    assert broken["memories"]["Budget"]["spent"] > 0
+
+
+def test_the_order_is_endless_complete_and_can_be_entered_anywhere():
+    sampler = Endless(5, seed=3)
+    keys = list(islice(iter(sampler), 15))
+    for epoch in range(3):
+        part = keys[5 * epoch : 5 * epoch + 5]
+        assert {e for e, _ in part} == {epoch} and sorted(i for _, i in part) == list(range(5))
+    for start in (0, 4, 5, 12):
+        sampler.start = start
+        assert list(islice(iter(sampler), 15 - start)) == keys[start:]
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Predictions of an untrained detector, two objects in the first image and none in the second."""
+    torch.manual_seed(0)
+    detector = build("pyramid", ("a", "b", "c"))
+    boxes = torch.tensor([[[0.1, 0.1, 0.6, 0.7], [0.5, 0.4, 0.9, 0.9]], [[0.0] * 4] * 2])  # (2, 2, 4)
+    labels, known = torch.tensor([[1, 3], [0, 0]]), torch.tensor([[True] * 3, [True, False, True]])
+    with torch.no_grad():
+        predictions = detector(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    return detector.grid(64, 64), predictions, boxes, labels, known
+
+
+def literal(grid, predictions, boxes, labels):
+    """(image, anchor, predicted box, object's box, column, IoU) of every anchor that answers for an object."""
+    from torchvision.ops import box_iou
+
+    match = DetectionLoss(grid).match(grid, boxes, labels)
+    for image, anchor in (match >= 0).nonzero().tolist():
+        which = match[image, anchor]
+        predicted, wanted = grid.decode(predictions[1])[image, anchor], boxes[image, which]
+        iou = box_iou(predicted[None], wanted[None]).item()
+        yield image, anchor, predicted, wanted, labels[image, which].item() - 1, iou
+
+
+def test_l1_is_the_mean_distance_of_the_sides_in_cells(answers):
+    grid, predictions, boxes, labels, known = answers
+    loss = LossWithL1(grid)
+    loss(predictions, boxes, labels, known)
+    distance = total = 0.0
+    for _, anchor, predicted, wanted, _, iou in literal(grid, predictions, boxes, labels):
+        width, height = grid.steps[anchor].tolist()
+        distance += (
+            sum(abs(float(p - w)) / s for p, w, s in zip(predicted, wanted, (width, height) * 2, strict=True)) / 4
+        )
+        total += iou
+    assert loss.parts[1].item() == pytest.approx(distance / max(1, total), rel=1e-4)
+    same = DetectionLoss(grid)
+    same(predictions, boxes, labels, known)
+    assert loss.parts[0] == same.parts[0]
+
+
+def test_focal_has_the_target_one_and_leaves_out_what_nobody_labelled(answers):
+    grid, predictions, boxes, labels, known = answers
+    loss = LossWithFocal(grid)
+    loss(predictions, boxes, labels, known)
+    own = {(image, anchor): column for image, anchor, *_, column, _ in literal(grid, predictions, boxes, labels)}
+    total = 0.0
+    for image, of_image in enumerate(predictions[0].sigmoid().double().tolist()):
+        for anchor, of_anchor in enumerate(of_image):
+            for column, p in enumerate(of_anchor):
+                if own.get((image, anchor)) == column:
+                    total -= 0.25 * (1 - p) ** 2 * np.log(p)
+                elif known[image, column] or (image, anchor) in own:
+                    total -= 0.75 * p**2 * np.log(1 - p)
+    assert loss.parts[0].item() == pytest.approx(total / len(own), rel=1e-4)
+
+
+def test_without_crop_the_whole_picture_stays(data):
+    from entrants.ours import FlipAndColour
+
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    boxes = np.float32([[1, 1, 3, 4]])
+    kinds = set()
+    for index in range(20):
+        changed, moved = FlipAndColour(64).geometry(picture, boxes, np.random.default_rng(index))
+        flipped = not (changed == picture).all()
+        kinds.add(flipped)
+        assert (changed == (picture[:, ::-1] if flipped else picture)).all()
+        assert moved.tolist() == ([[3, 1, 5, 4]] if flipped else [[1, 1, 3, 4]])
+    assert kinds == {True, False} and issubclass(FlipAndColour, Augment)
+
+
+def fake_result(entrant: str, seed: int, ap50: float) -> dict:
+    scores = {"AP": ap50 / 2, "AP50": ap50}
+    numbers = dict(cpu_minutes=1.0, pictures_seen=100, training_memory_mb=900, parameters=10**6, multiplications=10**8)
+    by_source = {"coco2017_val": scores, "voc2007_test": {"AP": 0.1, "AP50": 0.3}}
+    scores = {"all": scores, "by_source": by_source}
+    return {
+        "entrant": entrant,
+        "what": ENTRANTS[entrant][0],
+        "seed": seed,
+        "scores": scores,
+        "predict_cpu_ms": 9,
+    } | numbers
+
+
+def test_the_table_has_the_mean_over_seeds(tmp_path):
+    for entrant, seed, ap50 in (("fcos", 0, 0.2), ("fcos", 1, 0.3), ("pyramid", 0, 0.4)):
+        (tmp_path / f"{entrant}_{seed}.json").write_text(json.dumps(fake_result(entrant, seed, ap50)))
+    table = race_table.table(race_table.read_results(tmp_path)).splitlines()
+    assert "COCO AP / AP50" in table[0] and "VOC AP / AP50" in table[0] and len(table) == 4
+    assert "| 0.125 / 0.250 | 0.100 / 0.300 | 0, 1 |" in table[2] and "| 0.200 / 0.400 |" in table[3]
+
+
+def test_the_committed_table_is_that_of_the_committed_results():
+    readme = (BENCHMARKS / "README.md").read_text()
+    shown = readme.split(race_table.BEGIN)[1].split(race_table.END)[0]
+    assert shown == race_table.table(race_table.read_results())
