@@ -10,6 +10,7 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +97,27 @@ def describe(detector: Detector) -> dict:
     }
 
 
+def store_in_half_precision(model) -> None:
+    """Halve an ONNX model's file: tensors that half precision holds exactly, as those of a weights file, are kept so.
+
+    A cast gives them back in float32; runtimes do that once, when they load the file.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    stored, casts = [], []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        half = values.astype(np.float16) if tensor.data_type == TensorProto.FLOAT else None
+        if half is not None and np.array_equal(half, values):
+            casts.append(helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
+            tensor = numpy_helper.from_array(half, f"{tensor.name}.half")
+        stored.append(tensor)
+    nodes = casts + list(model.graph.node)
+    for field, content in ((model.graph.initializer, stored), (model.graph.node, nodes)):
+        del field[:]
+        field.extend(content)
+
+
 def export(detector: Detector, path: str | Path) -> Path:
     """Write a detector as ONNX; batch, height and width are free (sides multiples of 64), `article`'s size is fixed.
 
@@ -118,8 +140,10 @@ def export(detector: Detector, path: str | Path) -> Path:
             torch.onnx.export(
                 Decoding(detector), (images,), str(temporary), dynamo=False, opset_version=OPSET,
                 input_names=["images"], output_names=["logits", "boxes"], dynamic_axes=names,
+                training=torch.onnx.TrainingMode.PRESERVE,  # the runtime merges batch norm, and here weights stay exact
             )  # fmt: skip
         model = onnx.load(temporary)
+        store_in_half_precision(model)
         onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in describe(detector).items()})
         onnx.save(model, temporary)
     return path

@@ -128,6 +128,23 @@ def test_export_leaves_the_detector_as_it_was(detector, model):
     assert all(torch.equal(a, b) for a, b in zip(detector.parameters(), untouched.parameters(), strict=True))
 
 
+def test_the_file_is_as_small_as_the_weights_and_as_exact(model):
+    """Shipped weights are of half precision; so is the file, and nothing is rounded on the way."""
+    assert model.stat().st_size < 1.05 * DEFAULT_WEIGHTS.stat().st_size
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(model).graph.initializer}
+    assert sum(a.size for a in stored.values() if a.dtype == np.float32) < 1000
+
+
+def test_what_half_precision_would_round_stays_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 512, 32, stride=32)
+    settings = dict(preset="article", classes=("bolt",), size=224, squash=True)
+    detector = Detector(body, ArticleHead(1), article_grid, [120.1] * 3, [60.0] * 3, **settings).eval()
+    stored = onnx.load(export(detector, tmp_path / "fresh.onnx")).graph.initializer
+    (weight,) = (onnx.numpy_helper.to_array(t) for t in stored if t.name == "detector.body.weight")
+    assert np.array_equal(weight, body.weight.detach().numpy())
+
+
 # ---- what the file says of itself
 
 
