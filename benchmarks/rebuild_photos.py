@@ -7,8 +7,8 @@
 has VOC2007/ and VOC2012/ with Annotations/ and JPEGImages/ (http://host.robots.ox.ac.uk/pascal/VOC/). Which pictures is
 told by the lists of original ids in data/weights: trained_on.json becomes the split train, measured_on.json the split
 dev. Pictures come out with their longer side at 320 px. VOC knows 20 classes and COCO 80: the file says so for each
-source. (The set that the figures in this folder were measured on took some of its COCO boxes from lists in whole pixels,
-and has none of VOC 2012's objects marked difficult: expect small differences.)
+source. (The set that the figures in this folder were measured on took some of its COCO boxes from lists in whole
+pixels, and has none of VOC 2012's objects marked difficult: expect small differences.)
 """
 
 import argparse
