@@ -15,7 +15,7 @@ from odutils.plots import COLOURS, set_style
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- race -->\n", "<!-- end of race -->\n"
-WHOLE = 5  # the first entrants are detectors of their own, the last of them `pyramid`; the others lack a part of it
+WHOLE = 6  # the first entrants are detectors of their own, the last of them `pyramid`; the others lack a part of it
 
 
 def read_results(folder: Path = HERE / "results" / "race") -> dict[str, list[dict]]:

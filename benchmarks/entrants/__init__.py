@@ -6,7 +6,7 @@ returns a `Run`.
 
 from functools import partial
 
-from entrants.article import article, mended_article
+from entrants.article import article, article_by_our_recipe, mended_article
 from entrants.course import Course, Run
 from entrants.ours import (
     FlipAndColour,
@@ -23,6 +23,7 @@ __all__ = ["ENTRANTS", "Course", "Run"]
 ENTRANTS = {
     "article": ("the article's recipe: its code as it stands", article),
     "article_mended": ("the article's recipe, its defects mended (preset `article`)", mended_article),
+    "article_our_recipe": ("the same by our recipe: rates, schedule, body trained", article_by_our_recipe),
     "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),
     "pyramid": ("`pyramid`", pyramid),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from entrants.course import MEAN, SIZE, STD, Budget, CountSteps, Course, Endless, Run, examples
+from entrants.ours import our_run
 from odutils import callbacks
 from odutils.anchors import article_grid
 from odutils.datasets import CocoDetections, make_loader
@@ -85,17 +86,26 @@ def article(course: Course) -> Run:
     return Run(learn, ArticlePredictor(code, model), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE))
 
 
-def mended_article(course: Course) -> Run:
-    dataset = examples(course, squash=True)
-    head = ArticleHead(len(dataset.classes))
+def mended_detector(classes: tuple[str, ...]) -> Detector:
+    """Our preset `article` on the Lite0 body."""
+    head = ArticleHead(len(classes))
     head.stages[0] = ShrinkingStage(1280, 256, 1, dropout=0.4)
-    settings = dict(preset="article", classes=dataset.classes, size=SIZE, squash=True)
+    settings = dict(preset="article", classes=classes, size=SIZE, squash=True)
     detector = Detector(CoarsestMap(pretrained=True), head, article_grid, MEAN, STD, **settings)
-    detector.to(memory_format=torch.channels_last)
-    learner, budget = miniai(), Budget(course.minutes)
-    sampler = Endless(len(dataset), course.seed)
+    return detector.to(memory_format=torch.channels_last)
+
+
+def mended_article(course: Course) -> Run:
+    dataset, learner, budget = examples(course, squash=True), miniai(), Budget(course.minutes)
+    detector, sampler = mended_detector(dataset.classes), Endless(len(dataset), course.seed)
     dls = SimpleNamespace(train=make_loader(dataset, BATCH, sampler, workers=0), valid=[])
     cbs = [CountSteps(), learner.TrainCB(), callbacks.FreezeBody(whole=True), budget]
     learn = learner.Learner(detector, dls, DetectionLoss(article_grid(), "article"), LR, cbs, torch.optim.AdamW)
     learn.detector = detector
     return Run(learn, Predictor(detector, "cpu"), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE).byte())
+
+
+def article_by_our_recipe(course: Course) -> Run:
+    """Head, anchors, matching and loss of the article; rates, schedule, average and trained body of `pyramid`."""
+    dataset = examples(course, squash=True)
+    return our_run(course, mended_detector(dataset.classes), DetectionLoss(article_grid(), "article"), dataset)

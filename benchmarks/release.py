@@ -1,0 +1,128 @@
+"""From the best weights of a training to those that come with the project: scores, threshold, file, model card.
+
+    python benchmarks/release.py runs/train/best.safetensors --data ../shared/photos          # only tells
+    python benchmarks/release.py runs/train/best.safetensors --data ../shared/photos --write  # and writes data/weights
+
+The threshold is the lowest of those tried at which three of four boxes that a person sees on the split are right.
+`--write` puts the weights, dev_scores.json and the tables of data/weights/README.md in place; what that card says in
+words about recipe and failures is for a person to write, who has looked at the pictures.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from pathlib import Path
+
+from odutils.datasets import CocoDetections
+from odutils.evaluation import operating_points, predict, score_by_source
+from odutils.files import DATA, replacing
+from odutils.inference import Predictor
+from odutils.presets import load_detector, save_detector
+from odutils.weights import load_weights
+
+THRESHOLDS = [round(0.1 + 0.025 * step, 3) for step in range(25)]  # 0.1 … 0.7
+PRECISION = 0.75  # of what is drawn
+SHOWN = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)  # thresholds in the card's table
+CARD = DATA / "weights" / "README.md"
+
+
+def measure(detector, dataset: CocoDetections) -> dict:
+    """What dev_scores.json holds."""
+    predictor = Predictor(detector)
+    results = predict(predictor, dataset)
+    points = operating_points(dataset, predict(predictor, dataset, one_class_each=True), THRESHOLDS)
+    chosen = next((point for point in points if point["precision"] >= PRECISION), points[-1])
+    scores = {"scores": score_by_source(dataset, results), "operating_points": points, "threshold": chosen}
+    voc = [id_ for id_ in dataset.ids if str(dataset.coco.imgs[id_].get("source")).startswith("voc")]
+    return scores | ({"voc_ap50_by_plain_pycocotools": plain_ap50(dataset, results, voc)} if voc else {})
+
+
+def plain_ap50(dataset: CocoDetections, results: list[dict], image_ids: list[int]) -> float:
+    """AP50 by pycocotools as it is: it knows nothing of difficult objects, and counts those that are not found."""
+    from pycocotools.cocoeval import COCOeval
+
+    labelled = dataset.known(dataset.ids.index(image_ids[0]))
+    categories = [id_ for id_, label in dataset.label_of.items() if labelled[label - 1]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(dataset.coco, dataset.coco.loadRes([dict(r) for r in results]), "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = sorted(image_ids), sorted(categories)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[1])
+
+
+def score_rows(measured: dict, dataset: CocoDetections) -> str:
+    scores, counts = measured["scores"], {}
+    for image in dataset.coco.imgs.values():
+        counts[image.get("source")] = counts.get(image.get("source"), 0) + 1
+    named = {f"all of dev, {len(dataset)} pictures": scores["all"]}
+    for source, metrics in scores["by_source"].items():
+        index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
+        part = source.split("_")[0].rstrip("0123456789").upper()
+        classes = int(dataset.known(index).sum())
+        named[f"{part} part, {counts[source]} pictures, {classes} classes"] = metrics
+    lines = ["| | AP | AP50 | AP75 | small | medium | large |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{v:.3f}" for v in metrics.values()) + " |" for name, metrics in named.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def threshold_rows(measured: dict) -> str:
+    chosen = measured["threshold"]["threshold"]
+    lines = ["| threshold | precision | recall | boxes a picture |", "|---|---|---|---|"]
+    for point in measured["operating_points"]:
+        if point["threshold"] in SHOWN or point["threshold"] == chosen:
+            name = f"{point['threshold']:g}" + (" (default)" if point["threshold"] == chosen else "")
+            lines.append(f"| {name} | {point['precision']:.2f} | {point['recall']:.2f} | {point['boxes']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def class_rows(measured: dict, columns: int = 4) -> str:
+    ranked = sorted(measured["scores"]["by_class"].items(), key=lambda item: (-item[1], item[0]))
+    cells = [f"{name} {value:.2f}" for name, value in ranked]
+    cells += [""] * (-len(cells) % columns)
+    rows = (cells[first : first + columns] for first in range(0, len(cells), columns))
+    return (
+        "\n".join(["|" + " |" * columns, "|" + "---|" * columns, *("| " + " | ".join(r) + " |" for r in rows)]) + "\n"
+    )
+
+
+def fill(card: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- name -->` and the next `<!-- end -->`."""
+    before, rest = card.split(f"<!-- {name} -->\n", 1)
+    return before + f"<!-- {name} -->\n" + content + "<!-- end -->\n" + rest.split("<!-- end -->\n", 1)[1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--size", type=int, help="px of the longer side (default: as in training)")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    detector = load_detector(args.weights)
+    detector.settings["size"] = args.size or detector.settings["size"]
+    dataset = CocoDetections(args.data, args.split, detector.settings["size"], classes=detector.settings["classes"])
+    measured = measure(detector, dataset)
+    print(score_rows(measured, dataset), threshold_rows(measured), sep="\n")
+    if args.write:
+        about = {k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "recipe", "trained_on")}
+        detector.settings["threshold"] = measured["threshold"]["threshold"]
+        scores = {k: measured["scores"][k] for k in ("all", "by_source")}
+        save_detector(DATA / "weights" / "pyramid.safetensors", detector, scores=scores, **about)
+        with replacing(DATA / "weights" / "dev_scores.json") as temporary:
+            temporary.write_text(json.dumps(measured, indent=1) + "\n")
+        card = CARD.read_text()
+        tables = {"scores": score_rows(measured, dataset), "thresholds": threshold_rows(measured)}
+        for name, content in (tables | {"classes": class_rows(measured)}).items():
+            card = fill(card, name, content)
+        with replacing(CARD) as temporary:
+            temporary.write_text(card)
+
+
+if __name__ == "__main__":
+    main()
