@@ -1,4 +1,4 @@
-"""How fast the exported `pyramid` is against PyTorch, and a `Predictor` against its network alone; batch 1, 320 px.
+"""How fast the exported `pyramid` is against PyTorch, and a `Predictor` against its network alone; batch 1.
 
     python benchmarks/export.py                 # CPU time on one thread: other work on the machine disturbs all alike
     python benchmarks/export.py --threads 2     # time by the clock: means something on a quiet machine only
@@ -36,7 +36,8 @@ RATIOS = {  # what is compared with what, and the aim
 
 def make_runs(picture, predictors: dict[str, Predictor]) -> dict:
     """The four things to be timed on a picture."""
-    fitted, _ = fit(picture, 320, shape=input_shape(*picture.shape[:2], 320))
+    size = next(iter(predictors.values())).size
+    fitted, _ = fit(picture, size, shape=input_shape(*picture.shape[:2], size))
     images = torch.from_numpy(fitted[None]).permute(0, 3, 1, 2)  # (1, 3, height, width)
     runs = {f"{name} network": partial(predictor.detector, images) for name, predictor in predictors.items()}
     return runs | {f"{name} Predictor": partial(predictor, picture) for name, predictor in predictors.items()}

@@ -21,7 +21,7 @@ from odutils.inference import Predictor
 from odutils.presets import load_detector, save_detector
 from odutils.weights import load_weights
 
-THRESHOLDS = [round(0.1 + 0.025 * step, 3) for step in range(25)]  # 0.1 … 0.7
+THRESHOLDS = [percent / 100 for percent in range(10, 71)]
 PRECISION = 0.75  # of what is drawn
 SHOWN = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)  # thresholds in the card's table
 CARD = DATA / "weights" / "README.md"

@@ -144,8 +144,7 @@ class EpochSampler(Sampler):
     """Yields (epoch, index): a new order each epoch, a function of (seed, epoch) alone.
 
     balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f
-    comes sqrt(balance / f) times an epoch (repeat factor sampling, Gupta et al. 2019, LVIS, section 4.2), but
-    MOST_REPEATS times at most.
+    comes sqrt(balance / f) times an epoch, MOST_REPEATS at most (Gupta et al. 2019, LVIS, section 4.2, has no limit).
     process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen) before use.
     """
 
