@@ -1,4 +1,4 @@
-"""The table and the plot of the race, from results/race/*.json into benchmarks/README.md.
+"""The table and the plot of the race, from results/race/*.json into benchmarks/README.md; a short one into README.md.
 
 python benchmarks/race_table.py
 """
@@ -51,14 +51,28 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def short_table(results: dict[str, list[dict]]) -> str:
+    """Markdown for the project's README: the whole detectors and their AP50."""
+    sources = list(next(iter(results.values()))[0]["scores"]["by_source"])
+    columns = ["", *(f"AP50, {short(source)} part" for source in sources), "parameters"]
+    rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for runs in (results[name] for name in whole_of(results)):
+        scores = [f"{mean_of(runs, source, 'AP50'):.3f}" for source in sources]
+        rows.append("| " + " | ".join([runs[0]["what"], *scores, f"{runs[0]['parameters'] / 1e6:.1f} M"]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def whole_of(results: dict[str, list[dict]]) -> list[str]:
+    return [name for name in results if name in list(ENTRANTS)[:WHOLE]]
+
+
 def plot(results: dict[str, list[dict]], path: Path) -> None:
     """AP50 of both parts: the whole detectors on the left, what each part of ours is worth on the right."""
     set_style()
     sources = list(next(iter(results.values()))[0]["scores"]["by_source"])
-    names = list(results)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    whole = [name for name in names if name in list(ENTRANTS)[:WHOLE]]
-    parts = ["pyramid", *(name for name in names if name not in whole)]
+    whole = whole_of(results)
+    parts = ["pyramid", *(name for name in results if name not in whole)]
     groups = ((whole, "the same minutes, the same pictures"), (parts, "one thing taken away"))
     for axis, (group, title) in zip(axes, groups, strict=True):
         for row, (source, colour) in enumerate(zip(sources, COLOURS.values(), strict=False)):
@@ -77,14 +91,18 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     plt.close(figure)
 
 
+def between(text: str) -> str:
+    """What stands between the two marks of a README."""
+    return text.split(BEGIN)[1].split(END)[0]
+
+
 def main():
     results = read_results()
     plot(results, HERE / "race.jpg")
-    readme = HERE / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    with replacing(readme) as temporary:
-        temporary.write_text(before + BEGIN + table(results) + END + after)
+    for readme, rows in ((HERE / "README.md", table(results)), (HERE.parent / "README.md", short_table(results))):
+        text = readme.read_text()
+        with replacing(readme) as temporary:
+            temporary.write_text(text.replace(BEGIN + between(text) + END, BEGIN + rows + END))
 
 
 if __name__ == "__main__":

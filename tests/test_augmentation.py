@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from odutils import augmentation
-from odutils.augmentation import Augment, clip_boxes
+from odutils.augmentation import Augment, clip_boxes, import_imgaug, saturate
 from odutils.datasets import CocoDetections
 from odutils.pictures import GREY, fit
 
@@ -110,6 +110,13 @@ def test_a_picture_is_resized_once_at_most(monkeypatch, height, width):
         calls.clear()
         augment(picture, np.zeros((0, 4), np.float32), 0, index)
         assert calls in ([], ["resize"])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.6])
+def test_saturation_is_imgaugs(factor):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    expected = import_imgaug().augmenters.pillike.enhance_color(picture, factor)
+    assert np.abs(saturate(picture, factor).astype(int) - expected.astype(int)).max() <= 2  # levels, by rounding
 
 
 def test_chance_is_a_function_of_seed_epoch_and_index():
