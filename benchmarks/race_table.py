@@ -37,8 +37,8 @@ def short(source: str) -> str:
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown, a row for each entrant."""
     sources = list(next(iter(results.values()))[0]["scores"]["by_source"])
-    columns = ["", *(f"{short(s)} AP / AP50" for s in sources), "seeds", "CPU minutes", "pictures seen", "memory, MB"]
-    columns += ["parameters, M", "multiplications, M", "predicting, CPU ms a picture"]
+    columns = ["", *(f"{short(s)} AP / AP50" for s in sources), "machine", "seeds", "CPU minutes", "pictures seen"]
+    columns += ["memory, MB", "parameters, M", "multiplications, M", "predicting, CPU ms a picture"]
     rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, runs in results.items():
         first = runs[0]
@@ -47,7 +47,8 @@ def table(results: dict[str, list[dict]]) -> str:
         costs = [f"{first['cpu_minutes']:.1f}", f"{first['pictures_seen']:,}", f"{first['training_memory_mb']:,}"]
         costs += [f"{first['parameters'] / 1e6:.1f}", f"{first['multiplications'] / 1e6:,.0f}", first["predict_cpu_ms"]]
         what = first["what"] if name != "pyramid" else f"**{first['what']}**"
-        rows.append("| " + " | ".join([what, *scores, seeds, *map(str, costs)]) + " |")
+        machine = first["machine"].split(",")[0]
+        rows.append("| " + " | ".join([what, *scores, machine, seeds, *map(str, costs)]) + " |")
     return "\n".join(rows) + "\n"
 
 

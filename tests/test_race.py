@@ -178,6 +178,7 @@ def fake_result(entrant: str, seed: int, ap50: float) -> dict:
         "seed": seed,
         "scores": scores,
         "predict_cpu_ms": 9,
+        "machine": "mine, idle",
     } | numbers
 
 
@@ -186,7 +187,7 @@ def test_the_table_has_the_mean_over_seeds(tmp_path):
         (tmp_path / f"{entrant}_{seed}.json").write_text(json.dumps(fake_result(entrant, seed, ap50)))
     table = race_table.table(race_table.read_results(tmp_path)).splitlines()
     assert "COCO AP / AP50" in table[0] and "VOC AP / AP50" in table[0] and len(table) == 4
-    assert "| 0.125 / 0.250 | 0.100 / 0.300 | 0, 1 |" in table[2] and "| 0.200 / 0.400 |" in table[3]
+    assert "| 0.125 / 0.250 | 0.100 / 0.300 | mine | 0, 1 |" in table[2] and "| 0.200 / 0.400 |" in table[3]
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
