@@ -155,7 +155,7 @@ def test_metadata_can_be_read_without_this_package(detector, model):
     assert about["classes"] == list(detector.settings["classes"])
     assert (about["size"], about["squash"], about["threshold"]) == (384, False, 0.41)
     assert (about["grey"], about["multiple"]) == (114, 64)
-    assert (about["same_class_iou"], about["any_class_iou"]) == (0.6, 0.7)
+    assert (about["same_class_iou"], about["any_class_iou"]) == (0.5, 0.7)
     assert "uint8 RGB" in about["input"] and "longer side" in about["resize"] and "sigmoid" in about["output"]
 
 
