@@ -25,8 +25,7 @@ def read_results(folder: Path = HERE / "results" / "race") -> dict[str, list[dic
 
 
 def mean_of(runs: list[dict], source: str, metric: str) -> float:
-    scores = (run["scores"]["all"] if source == "all" else run["scores"]["by_source"][source] for run in runs)
-    return statistics.mean(score[metric] for score in scores)
+    return statistics.mean(run["scores"]["by_source"][source][metric] for run in runs)
 
 
 def short(source: str) -> str:

@@ -57,9 +57,7 @@ class Augment:
     def geometry(self, picture: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:
         """Flip half of the pictures; crop 60 % of them, zoom out of 16 %. Returns picture and boxes, unclipped."""
         height, width = picture.shape[:2]
-        if chance.random() < 0.5:
-            picture = self.imgaug.flip.fliplr(picture)
-            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
+        picture, boxes = self.flip(picture, boxes, chance)
         kind, shares = chance.random(), chance.random(4)
         if kind < 0.6:  # each side by itself: at least a third of the length stays
             left, top, right, bottom = (shares * 0.33 * [width, height, width, height]).astype(int)
@@ -69,6 +67,14 @@ class Augment:
             left, top, right, bottom = (shares * 0.5 * [width, height, width, height]).astype(int)
             picture = self.imgaug.size.pad(picture, top, right, bottom, left, cval=GREY)
             boxes = boxes + np.float32([left, top, left, top])
+        return picture, boxes
+
+    def flip(self, picture: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:
+        """Mirror half of the pictures, left to right."""
+        if chance.random() < 0.5:
+            width = picture.shape[1]
+            picture = self.imgaug.flip.fliplr(picture)
+            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
         return picture, boxes
 
     def colour(self, picture: np.ndarray, chance: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -52,11 +51,7 @@ class FlipAndColour(Augment):
     """Neither crop nor zoom-out."""
 
     def geometry(self, picture, boxes, chance):
-        if chance.random() < 0.5:
-            width = picture.shape[1]
-            picture = self.imgaug.flip.fliplr(picture)
-            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
-        return picture, boxes
+        return self.flip(picture, boxes, chance)
 
 
 class TrainedNorms(callbacks.FreezeBody):
