@@ -11,6 +11,7 @@ import numpy as np
 from odutils.pictures import GREY, fit
 
 KEEP = 1 / 3  # a box that keeps less of its area than this is dropped: what is left of it is no longer recognisable
+LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)  # all that a pixel's channel can be
 
 
 def import_imgaug():
@@ -79,12 +80,16 @@ class Augment:
 
     def colour(self, picture: np.ndarray, chance: np.random.Generator) -> np.ndarray:
         """Brightness (of each channel by itself now and then), contrast, saturation, and one to three grey patches."""
+        levels = LEVELS  # what becomes of each of them, so that the picture itself is changed once
         if chance.random() < 0.7:
             factors = chance.uniform(0.65, 1.35, 3)
             one_for_all = chance.random() < 0.7
-            picture = self.imgaug.arithmetic.multiply_scalar(picture, factors[0] if one_for_all else factors)
+            levels = levels if one_for_all else np.repeat(levels, 3, axis=2)  # (1, 256, 3)
+            levels = self.imgaug.arithmetic.multiply_scalar(levels, factors[0] if one_for_all else factors)
         if chance.random() < 0.4:
-            picture = self.imgaug.contrast.adjust_contrast_linear(picture, chance.uniform(0.7, 1.4))
+            levels = self.imgaug.contrast.adjust_contrast_linear(levels, chance.uniform(0.7, 1.4))
+        if levels is not LEVELS:
+            picture = cv2.LUT(picture, levels)
         if chance.random() < 0.25:
             picture = saturate(picture, chance.uniform(0.3, 1.6))
         if chance.random() < 0.25:

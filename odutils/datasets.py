@@ -60,6 +60,7 @@ class CocoDetections(CocoDetection):
             self.classes = tuple(classes or (CLASSES if set(names.values()) <= set(CLASSES) else names.values()))
             labelled = self.coco.dataset.get("labelled_classes_by_source", {})
             self.known_of = {s: torch.tensor([c in wanted for c in self.classes]) for s, wanted in labelled.items()}
+            self.all_known = torch.ones(len(self.classes), dtype=torch.bool)
         except (LookupError, TypeError, AttributeError, AssertionError, ValueError, RecursionError, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{file}: not COCO's format ({reason}); `odutils check` lists all faults") from None
@@ -100,8 +101,7 @@ class CocoDetections(CocoDetection):
 
     def known(self, index: int) -> Tensor:
         """Which classes (C,) bool the source of image `index` labels."""
-        source = self.coco.loadImgs(self.ids[index])[0].get("source")
-        return self.known_of.get(source, torch.ones(len(self.classes), dtype=torch.bool))
+        return self.known_of.get(self.coco.imgs[self.ids[index]].get("source"), self.all_known)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         epoch, index = key if isinstance(key, tuple) else (0, key)

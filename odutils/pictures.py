@@ -133,8 +133,10 @@ def fit(
     height, width = picture.shape[:2]
     placement = place(height, width, size, squash, shape)
     new_width, new_height = round(width * placement.scale_x), round(height * placement.scale_y)
-    if (new_height, new_width) != (height, width):  # area averages when shrinking: no aliasing
-        method = cv2.INTER_AREA if new_height < height or new_width < width else cv2.INTER_LINEAR
+    if (new_height, new_width) != (height, width):
+        # Bilinear is quicker, but at half the size it hardly sees some pixels: below two thirds, areas are averaged.
+        small = 3 * new_height < 2 * height or 3 * new_width < 2 * width
+        method = cv2.INTER_AREA if small else cv2.INTER_LINEAR
         picture = cv2.resize(picture, (new_width, new_height), interpolation=method)
     if picture.shape[:2] != (placement.height, placement.width):
         canvas = np.full((placement.height, placement.width, 3), GREY, np.uint8)

@@ -183,11 +183,22 @@ def test_the_picture_lies_in_the_corner_and_the_rest_is_grey():
     assert placement.to_input(np.float32([[0, 0, 60, 30]])).tolist() == [[0, 0, 1, 0.5]]
 
 
-def test_shrinking_averages(draw_picture):
+@pytest.mark.parametrize("side", [128, 150, 256, 1000])
+def test_shrinking_averages(side):
     """A chessboard of single pixels becomes grey, not black or white."""
-    board = np.indices((128, 128)).sum(axis=0) % 2 * np.uint8(255)
+    board = np.indices((side, side)).sum(axis=0) % 2 * np.uint8(255)
     fitted, _ = fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 64)
-    assert np.abs(fitted.astype(int) - 127).max() <= 1
+    assert np.abs(fitted.astype(int) - 127).max() <= 255 * 0.1
+
+
+@pytest.mark.parametrize("side", [65, 90, 95, 96, 97, 127, 300])
+def test_shrinking_looks_at_every_pixel(side):
+    """A white line on black leaves a trace, wherever it runs: half of a pixel's share, or more."""
+    share = 255 * min(1, 64 / side)
+    for column in range(side):
+        picture = np.zeros((8, side, 3), np.uint8)
+        picture[:, column] = 255
+        assert fit(picture, 64)[0][0, :, 0].sum() > 0.45 * share
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
