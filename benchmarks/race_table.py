@@ -15,7 +15,7 @@ from odutils.plots import COLOURS, set_style
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- race -->\n", "<!-- end of race -->\n"
-WHOLE = 6  # the first entrants are detectors of their own, the last of them `pyramid`; the others lack a part of it
+WHOLE = 6  # the first entrants are detectors of their own, the last of them `pyramid`; the others change a part of it
 
 
 def read_results(folder: Path = HERE / "results" / "race") -> dict[str, list[dict]]:
@@ -73,7 +73,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     whole = whole_of(results)
     parts = ["pyramid", *(name for name in results if name not in whole)]
-    groups = ((whole, "the same minutes, the same pictures"), (parts, "one thing taken away"))
+    groups = ((whole, "the same minutes, the same pictures"), (parts, "one thing changed"))
     for axis, (group, title) in zip(axes, groups, strict=True):
         for row, (source, colour) in enumerate(zip(sources, COLOURS.values(), strict=False)):
             places = [place + (row - 0.5) * 0.38 for place in range(len(group))]

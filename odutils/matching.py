@@ -31,8 +31,12 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.div(shared, union, out=union), shared
 
 
-def _assign(score: Tensor, shared: Tensor, anchors: Tensor, labels: Tensor, cover: float) -> Tensor:
-    """Each anchor takes the object of its highest positive score; what lies mostly in an ignored object is ignored."""
+def assign(score: Tensor, shared: Tensor, anchors: Tensor, labels: Tensor, cover: float = 0.5) -> Tensor:
+    """Each anchor takes the object of its highest positive score; what lies mostly in an ignored object is ignored.
+
+    score: (N, M, A).   shared: (N, M, A) areas, from `pairwise_iou`; is overwritten.   anchors: (A, 4) xyxy.
+    labels: (N, M).   cover: the share of an anchor from which it lies in an ignored object.   Returns (N, A) int64.
+    """
     best, index = score.max(dim=1)  # (N, A)
     match = torch.where(best > 0, index, BACKGROUND)
     covered = shared.masked_fill_((labels != -1)[..., None], 0).amax(dim=1)  # (N, A)
@@ -57,7 +61,7 @@ def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float 
     best, anchor = iou.max(dim=2, keepdim=True)  # (N, M, 1)
     score = F.threshold_(iou, threshold, 0.0)  # what does not exceed it becomes 0
     score.scatter_(2, anchor, torch.where(best > 0, best + 1, 0))  # outranks every IoU of other objects
-    return _assign(score, shared, grid.boxes, labels, cover)
+    return assign(score, shared, grid.boxes, labels, cover)
 
 
 def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9, cover: float = 0.5) -> Tensor:
@@ -93,4 +97,4 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
     best = torch.zeros_like(chosen).scatter_(2, candidate_iou.argmax(dim=-1, keepdim=True), True)
     chosen = torch.where(chosen.any(dim=-1, keepdim=True), chosen, best) & real
     score = torch.zeros_like(iou).scatter_(2, candidates, torch.where(chosen, candidate_iou, 0))  # (N, M, A)
-    return _assign(score, shared, grid.boxes, labels, cover)
+    return assign(score, shared, grid.boxes, labels, cover)

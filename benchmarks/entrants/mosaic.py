@@ -1,0 +1,56 @@
+"""Mosaic: one example of four pictures (Bochkovskiy et al. 2020, YOLOv4, section 3.3)."""
+
+import cv2
+import numpy as np
+import torch
+
+from odutils.augmentation import clip_boxes
+from odutils.datasets import CocoDetections
+
+
+class WithMosaic(CocoDetections):
+    """Half of the examples are four pictures, each of them a part that fills its quarter of the input.
+
+    The four share the classes that their sources label, so that `known` holds for the whole.
+    """
+
+    SHARE = 0.5
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        sources = [self.coco.imgs[image_id].get("source") for image_id in self.ids]
+        self.mates = {source: np.flatnonzero([s == source for s in sources]) for source in set(sources)}
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        epoch, index = key
+        chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single picture
+        if chance.random() >= self.SHARE:
+            return super().__getitem__(key)
+        mates = self.mates[self.coco.imgs[self.ids[index]].get("source")]
+        canvas = np.empty((self.size, self.size, 3), np.uint8)
+        x, y = (chance.uniform(0.35, 0.65, 2) * self.size).astype(int)
+        corners = ((0, 0, x, y), (x, 0, self.size, y), (0, y, x, self.size), (x, y, self.size, self.size))
+        boxes, labels, dropped = [], [], 0
+        for (left, top, right, bottom), which in zip(corners, [index, *chance.choice(mates, 3)], strict=True):
+            picture, moved = self.augment.geometry(self.picture(which), self.boxes[which], chance)
+            canvas[top:bottom, left:right], moved, kept = fill(picture, moved, right - left, bottom - top, chance)
+            boxes.append((moved[kept] + np.float32([left, top, left, top])) / self.size)
+            labels.append(self.labels[which][kept])
+            dropped += int((~kept).sum())
+        image = torch.from_numpy(self.augment.colour(canvas, chance)).permute(2, 0, 1)  # (3, S, S)
+        boxes, labels = (torch.from_numpy(np.concatenate(parts)) for parts in (boxes, labels))
+        return image, boxes, labels, self.known(index), dropped
+
+
+def fill(picture: np.ndarray, boxes: np.ndarray, width: int, height: int, chance: np.random.Generator) -> tuple:
+    """The largest part of a picture with the shape of width × height, at a place left to chance, resized to it.
+
+    Returns the part, the boxes (K, 4) xyxy in its pixels, clipped, and which were kept (K,).
+    """
+    scale = max(height / picture.shape[0], width / picture.shape[1])
+    seen = np.maximum(1, [int(height / scale), int(width / scale)])
+    top, left = (chance.random(2) * (picture.shape[:2] - seen)).astype(int)
+    part = picture[top : top + seen[0], left : left + seen[1]]
+    clipped, kept = clip_boxes(boxes - np.float32([left, top, left, top]), *part.shape[:2])
+    resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return resized, clipped * np.float32([width / part.shape[1], height / part.shape[0]] * 2), kept
