@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from entrants import ENTRANTS
+from sources import short
 
 from odutils.files import replacing
 from odutils.plots import COLOURS, set_style
@@ -26,11 +27,6 @@ def read_results(folder: Path = HERE / "results" / "race") -> dict[str, list[dic
 
 def mean_of(runs: list[dict], source: str, metric: str) -> float:
     return statistics.mean(run["scores"]["by_source"][source][metric] for run in runs)
-
-
-def short(source: str) -> str:
-    """coco2017_val -> COCO: how a part of the pictures is called in a table."""
-    return source.split("_")[0].rstrip("0123456789").upper()
 
 
 def table(results: dict[str, list[dict]]) -> str:

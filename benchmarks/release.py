@@ -14,6 +14,8 @@ import io
 import json
 from pathlib import Path
 
+from sources import short
+
 from odutils.datasets import CocoDetections
 from odutils.evaluation import operating_points, predict, score_by_source
 from odutils.files import DATA, replacing
@@ -60,9 +62,8 @@ def score_rows(measured: dict, dataset: CocoDetections) -> str:
     named = {f"all of dev, {len(dataset)} pictures": scores["all"]}
     for source, metrics in scores["by_source"].items():
         index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
-        part = source.split("_")[0].rstrip("0123456789").upper()
         classes = int(dataset.known(index).sum())
-        named[f"{part} part, {counts[source]} pictures, {classes} classes"] = metrics
+        named[f"{short(source)} part, {counts[source]} pictures, {classes} classes"] = metrics
     lines = ["| | AP | AP50 | AP75 | small | medium | large |", "|---|---|---|---|---|---|---|"]
     lines += [
         f"| {name} | " + " | ".join(f"{v:.3f}" for v in metrics.values()) + " |" for name, metrics in named.items()

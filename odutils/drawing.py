@@ -4,6 +4,7 @@ A picture is a `uint8` array (H, W, 3), RGB. Boxes here are xyxy in pixels: this
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ LINE_WIDTH = 1 / 150  # of the picture's size
 SMALLEST_TEXT = 11.0  # pixels: below it letters run together
 READABLE = 0.30  # luminance up to which white has a contrast of 3:1, which is enough for letters as bold as these
 JPEG_QUALITY = 90
+LETTERS_PER_INCH = 12.5  # of a title in a notebook, at 10 points
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -115,9 +117,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int = 3, width: int = 960, gut
     usable = width - gutter * (columns - 1)
     if not pictures or usable < columns:
         raise InputError(f"cannot tile {len(pictures)} pictures into {columns} columns of a grid {width} pixels wide")
-    starts = [
-        usable * column // columns + gutter * column for column in range(columns + 1)
-    ]  # widths differ by one at most
+    starts = [usable * column // columns + gutter * column for column in range(columns + 1)]  # widths: ± 1
     rows = []
     for first in range(0, len(pictures), columns):
         cells = []
@@ -138,7 +138,8 @@ def grid(pictures: Sequence[np.ndarray], columns: int = 3, width: int = 960, gut
 def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width: float = 9.6) -> None:
     """Show one picture or several in a notebook, as JPEG, so that the notebook stays small; `width` in inches.
 
-    Only this figure is a JPEG: curves drawn by other cells stay sharp. Outside a notebook matplotlib opens its window.
+    Long titles go on in a second line. Only this figure is a JPEG: curves drawn by other cells stay sharp. Outside a
+    notebook matplotlib opens its window.
     """
     import matplotlib.pyplot as plt
 
@@ -147,7 +148,10 @@ def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width:
     columns = max(1, min(columns, len(pictures)))
     rows = -(-len(pictures) // columns)
     tallest = max(min(picture.shape[0] / picture.shape[1], 4 / 3) for picture in pictures)
-    row_height = width / columns * tallest + (0.3 if any(titles) else 0.05)
+    letters = max(1, int(width / columns * LETTERS_PER_INCH))
+    titles = ["\n".join(textwrap.fill(line, letters) for line in title.split("\n")) for title in titles]
+    lines = max(title.count("\n") for title in titles) + 1
+    row_height = width / columns * tallest + (0.14 + 0.16 * lines if any(titles) else 0.05)
     figure, axes = plt.subplots(rows, columns, figsize=(width, rows * row_height), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")

@@ -220,6 +220,24 @@ def test_a_notebook_gets_a_small_jpeg(monkeypatch):
     assert not plt.get_fignums()
 
 
+def test_titles_stay_over_their_own_picture(monkeypatch):
+    pytest.importorskip("IPython")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr("IPython.display.display", lambda image: None)
+    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(plt, "close", figures.append)
+    title = "4.5 s  bicycle, car, motorcycle, person, traffic light"
+    show([grey()] * 8, titles=[title] * 6 + ["short", "two\nlines"], columns=4, width=9)
+    monkeypatch.undo()
+    titles = [axis.title for axis in figures[0].axes]
+    boxes = [one.get_window_extent() for one in titles] + [a.get_window_extent() for a in figures[0].axes]
+    for index, box in enumerate(boxes):
+        assert not any(box.shrunk(0.98, 0.98).overlaps(other.shrunk(0.98, 0.98)) for other in boxes[index + 1 :])
+    assert titles[0].get_text().replace("\n", " ") == title and titles[7].get_text() == "two\nlines"
+    plt.close(figures[0])
+
+
 def test_importing_loads_no_matplotlib():
     heavy = ("matplotlib", "av", "torch", "fastprogress")
     code = f"import sys, odutils.drawing, odutils.video; print([m for m in {heavy} if m in sys.modules])"
