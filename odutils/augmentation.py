@@ -115,8 +115,6 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int, keep: float = KEEP) -
 
     Returns them (K, 4) float32, and which (K,) keep at least the share `keep` of their area, and some area at all.
     """
-    clipped = boxes.astype(np.float32).copy()
-    clipped[:, 0::2] = clipped[:, 0::2].clip(0, width)
-    clipped[:, 1::2] = clipped[:, 1::2].clip(0, height)
+    clipped = np.clip(boxes, 0, np.float32([width, height, width, height]), dtype=np.float32)
     before, after = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, clipped))
     return clipped, (after > 0) & (after >= keep * before)

@@ -41,8 +41,7 @@ def is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
 
 def decode_quickly(content: bytes) -> np.ndarray | None:
     """A plain JPEG by OpenCV: PIL's pixels in half of PIL's time. None if it does not succeed."""
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if picture is None else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -121,6 +120,18 @@ def place(height: int, width: int, size: int, squash: bool = False, shape: tuple
     return Placement(max(1, round(width * scale)) / width, max(1, round(height * scale)) / height, shape[1], shape[0])
 
 
+def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, with a filter that widens as the picture shrinks, so that every pixel counts: no aliasing.
+
+    torch's, because it takes a fifth of the time of OpenCV's INTER_AREA, and INTER_LINEAR passes over pixels.
+    """
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
+    pixels = from_numpy(np.require(picture, requirements="CW"))[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
+    return interpolate(pixels, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)[0].numpy()
+
+
 def fit(
     picture: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, Placement]:
@@ -134,10 +145,7 @@ def fit(
     placement = place(height, width, size, squash, shape)
     new_width, new_height = round(width * placement.scale_x), round(height * placement.scale_y)
     if (new_height, new_width) != (height, width):
-        # Bilinear is quicker, but at half the size it hardly sees some pixels: below two thirds, areas are averaged.
-        small = 3 * new_height < 2 * height or 3 * new_width < 2 * width
-        method = cv2.INTER_AREA if small else cv2.INTER_LINEAR
-        picture = cv2.resize(picture, (new_width, new_height), interpolation=method)
+        picture = resize(picture, new_height, new_width)
     if picture.shape[:2] != (placement.height, placement.width):
         canvas = np.full((placement.height, placement.width, 3), GREY, np.uint8)
         canvas[:new_height, :new_width] = picture

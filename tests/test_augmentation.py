@@ -7,6 +7,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from odutils import augmentation
 from odutils.augmentation import Augment, clip_boxes, import_imgaug, saturate
@@ -102,14 +103,15 @@ def test_clip_boxes():
 @pytest.mark.parametrize("height, width", [(150, 200), (128, 128), (40, 60), (1, 1)])
 def test_a_picture_is_resized_once_at_most(monkeypatch, height, width):
     calls = []
-    for name in ("resize", "warpAffine", "warpPerspective", "remap"):
-        original = getattr(cv2, name)
-        monkeypatch.setattr(cv2, name, lambda *a, _f=original, _n=name, **k: calls.append(_n) or _f(*a, **k))
+    ways = [(cv2, name) for name in ("resize", "warpAffine", "warpPerspective", "remap")]
+    for module, name in [*ways, (torch.nn.functional, "interpolate")]:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=original, _n=name, **k: calls.append(_n) or _f(*a, **k))
     augment, picture = Augment(128), np.zeros((height, width, 3), np.uint8)
     for index in range(40):
         calls.clear()
         augment(picture, np.zeros((0, 4), np.float32), 0, index)
-        assert calls in ([], ["resize"])
+        assert calls in ([], ["interpolate"])
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.6])

@@ -183,11 +183,12 @@ def test_boxes_are_in_pixels_of_the_picture(predictors, pictures, squash):
             logits, codes = predictor.detector(torch.from_numpy(fitted).permute(2, 0, 1)[None])
         boxes, labels, scores = select(logits[0], codes[0], predictor.detector.grid(*shape), LOW)
         pixels = boxes.numpy() * np.tile(shape[::-1], 2)
-        scale = (shape[1] / width, shape[0] / height) if squash else (128 / max(height, width),) * 2
+        sides = shape if squash else [max(1, round(side * 128 / max(height, width))) for side in (height, width)]
+        scale = sides[1] / width, sides[0] / height
         expected = (pixels / np.tile(scale, 2)).clip(0, [width, height] * 2)
         visible = (expected[:, 2:] > expected[:, :2]).all(axis=1)
         found = predictor(picture)
-        assert np.abs(found.boxes - expected[visible]).max() < 0.02 * max(height, width)  # sides are rounded to pixels
+        assert np.allclose(found.boxes, expected[visible], atol=1e-3 * max(height, width))
         assert np.allclose(found.scores, scores.numpy()[visible], atol=1e-5)
         assert found.labels.tolist() == labels.numpy()[visible].tolist()
 
