@@ -36,12 +36,12 @@ def import_imgaug():
 class Augment:
     """Flip, crop or zoom out, resize, colour and cutout, drawn from (seed, epoch, index) alone.
 
-    size: pixels of the square input.   squash: as in `pictures.fit`.
+    size: pixels of the square input.   squash: as in `pictures.fit`.   crop: whether to crop and to zoom out at all.
     imgaug's functions do the work; its augmenter objects, which draw the numbers too, cost more than the pictures do.
     """
 
-    def __init__(self, size: int, squash: bool = False, seed: int = 0):
-        self.size, self.squash, self.seed = size, squash, seed
+    def __init__(self, size: int, squash: bool = False, seed: int = 0, crop: bool = True):
+        self.size, self.squash, self.seed, self.crop = size, squash, seed, crop
         self.imgaug = import_imgaug().augmenters
 
     def __call__(self, picture: np.ndarray, boxes: np.ndarray, epoch: int, index: int) -> tuple:
@@ -58,8 +58,10 @@ class Augment:
     def geometry(self, picture: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:
         """Flip half of the pictures; crop 60 % of them, zoom out of 16 %. Returns picture and boxes, unclipped."""
         height, width = picture.shape[:2]
-        picture, boxes = self.flip(picture, boxes, chance)
-        kind, shares = chance.random(), chance.random(4)
+        if chance.random() < 0.5:
+            picture = self.imgaug.flip.fliplr(picture)
+            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
+        kind, shares = chance.random() if self.crop else 1, chance.random(4)
         if kind < 0.6:  # each side by itself: at least a third of the length stays
             left, top, right, bottom = (shares * 0.33 * [width, height, width, height]).astype(int)
             picture = picture[top : height - bottom, left : width - right]
@@ -68,14 +70,6 @@ class Augment:
             left, top, right, bottom = (shares * 0.5 * [width, height, width, height]).astype(int)
             picture = self.imgaug.size.pad(picture, top, right, bottom, left, cval=GREY)
             boxes = boxes + np.float32([left, top, left, top])
-        return picture, boxes
-
-    def flip(self, picture: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:
-        """Mirror half of the pictures, left to right."""
-        if chance.random() < 0.5:
-            width = picture.shape[1]
-            picture = self.imgaug.flip.fliplr(picture)
-            boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
         return picture, boxes
 
     def colour(self, picture: np.ndarray, chance: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,8 @@ class Recipe:
     weight_decay: float = 0.02
     warm_up: int = 200  # steps
     balance: float = 0.02  # see EpochSampler
+    crop: bool = True  # crop and zoom out; see Augment
+    mosaic: float = 0.0  # share of the examples that are four pictures in one; see WithMosaic
     ema: float = 0.998
     seed: int = 0
     pretrained: bool = True  # begin with ImageNet's body, and keep its first layers and its batch norm as they are
@@ -35,5 +37,7 @@ class Recipe:
             raise InputError(f"batch size {self.batch_size}: cannot be shared evenly by {processes} process(es)")
         if self.epochs < 1:
             raise InputError(f"epochs {self.epochs}: train for one at least")
+        if not 0 <= self.mosaic <= 1:
+            raise InputError(f"mosaic {self.mosaic}: is a share of the examples, 0 to 1")
         if self.seed < 0:
             raise InputError(f"seed {self.seed}: must be 0 or more")

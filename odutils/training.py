@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from odutils.datasets import CocoDetections, EpochSampler, make_loader
 from odutils.errors import InputError
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
+from odutils.mosaic import WithMosaic
 from odutils.presets import build, fill
 from odutils.recipe import Recipe
 from odutils.resume import Resume
@@ -123,8 +125,9 @@ def train(
     first, processes = accelerator.is_main_process, accelerator.num_processes
     recipe.check(processes)
     batch_size, article = recipe.batch_size // processes, recipe.preset == "article"
-    augment = Augment(recipe.size, article, recipe.seed)
-    train_set = CocoDetections(data, train_split, recipe.size, article, augment=augment)
+    augment = Augment(recipe.size, article, recipe.seed, recipe.crop)
+    examples = partial(WithMosaic, share=recipe.mosaic) if recipe.mosaic else CocoDetections
+    train_set = examples(data, train_split, recipe.size, article, augment=augment)
     valid_set = CocoDetections(data, valid_split, recipe.size, article, train_set.classes)
     torch.manual_seed(recipe.seed)
     detector = build(recipe.preset, train_set.classes, pretrained=recipe.pretrained and not weights)

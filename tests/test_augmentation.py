@@ -133,6 +133,18 @@ def test_chance_is_a_function_of_seed_epoch_and_index():
     assert not np.array_equal(Augment(96, seed=4)(painted(), BOXES, 0, 0)[0], there[0, 0][0])
 
 
+def test_without_crop_the_whole_picture_stays():
+    picture, boxes = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3), np.float32([[1, 1, 3, 4]])
+    kinds = set()
+    for index in range(20):
+        changed, moved = Augment(64, crop=False).geometry(picture, boxes, np.random.default_rng(index))
+        flipped = not np.array_equal(changed, picture)
+        kinds.add(flipped)
+        assert np.array_equal(changed, picture[:, ::-1] if flipped else picture)
+        assert moved.tolist() == ([[3, 1, 5, 4]] if flipped else [[1, 1, 3, 4]])
+    assert kinds == {True, False}
+
+
 def test_the_argument_is_left_alone():
     picture, boxes, augment = painted(), BOXES.copy(), Augment(96)
     for index in range(10):

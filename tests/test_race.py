@@ -12,10 +12,8 @@ import race_table
 import torch
 from entrants import ENTRANTS, Course
 from entrants.course import Endless
-from entrants.mosaic import WithMosaic
 from entrants.ours import LossWithFocal, LossWithL1, LossWithTaskAlignment, pyramid
 
-from odutils.augmentation import Augment
 from odutils.callbacks import Callback
 from odutils.losses import DetectionLoss
 from odutils.presets import build
@@ -155,21 +153,6 @@ def test_focal_has_the_target_one_and_leaves_out_what_nobody_labelled(answers):
     assert loss.parts[0].item() == pytest.approx(total / len(own), rel=1e-4)
 
 
-def test_without_crop_the_whole_picture_stays(data):
-    from entrants.ours import FlipAndColour
-
-    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    boxes = np.float32([[1, 1, 3, 4]])
-    kinds = set()
-    for index in range(20):
-        changed, moved = FlipAndColour(64).geometry(picture, boxes, np.random.default_rng(index))
-        flipped = not (changed == picture).all()
-        kinds.add(flipped)
-        assert (changed == (picture[:, ::-1] if flipped else picture)).all()
-        assert moved.tolist() == ([[3, 1, 5, 4]] if flipped else [[1, 1, 3, 4]])
-    assert kinds == {True, False} and issubclass(FlipAndColour, Augment)
-
-
 def test_task_alignment_takes_the_anchors_that_answer_best(answers):
     from torchvision.ops import box_iou
 
@@ -187,43 +170,6 @@ def test_task_alignment_takes_the_anchors_that_answer_best(answers):
         for anchor in sorted(quality, key=quality.get)[-3:]:
             wanted[anchor] = max(wanted.get(anchor, (0, 0)), (overlap[which, anchor].item(), which))
     assert {a: m for a, m in enumerate(match[0].tolist()) if m >= 0} == {a: which for a, (_, which) in wanted.items()}
-
-
-def test_mosaic_boxes_follow_their_pictures(tmp_path, write_dataset, monkeypatch):
-    """Pictures of one colour, each a single object: in the mosaic every box has one colour, and they fill it."""
-    colours = np.uint8([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0]])
-    objects = [[{"bbox": [0, 0, 96, 64], "category_id": 1}]] * 4
-    augment = Augment(64)
-    monkeypatch.setattr(augment, "colour", lambda picture, chance: picture)
-    monkeypatch.setattr(augment, "geometry", lambda picture, boxes, chance: (picture, boxes))
-    dataset = WithMosaic(write_dataset(tmp_path, objects, {1: "person"}), "train", 64, augment=augment)
-    monkeypatch.setattr(dataset, "picture", lambda index: np.full((64, 96, 3), colours[index]))
-    monkeypatch.setattr(WithMosaic, "SHARE", 1.0)
-    for index in range(4):
-        image, found, labels, _, dropped = dataset[0, index]
-        assert len(found) == len(labels) == 4 and dropped == 0
-        covered = np.zeros((64, 64), int)
-        for left, top, right, bottom in (found * 64).round().int().tolist():
-            covered[top:bottom, left:right] += 1
-            assert image[:, top:bottom, left:right].flatten(1).unique(dim=1).shape[1] == 1
-        assert (covered == 1).all()
-    assert (dataset[0, 1][0] == dataset[0, 1][0]).all() and (dataset[1, 1][0] != dataset[0, 1][0]).any()
-
-
-def test_mosaic_mates_label_the_same_classes(tmp_path, write_dataset):
-    """Pictures of two sources: no example holds both, and some examples stay single pictures."""
-    images = [{"source": "few" if i % 2 else "all"} for i in range(8)]
-    objects = [[{"bbox": [0, 0, 96, 64], "category_id": 1 + i % 2}] for i in range(8)]
-    labelled = {"few": ["dog"]}
-    root = write_dataset(tmp_path, objects, {1: "cat", 2: "dog"}, images=images, labelled_classes_by_source=labelled)
-    dataset = WithMosaic(root, "train", 64, classes=("cat", "dog"), augment=Augment(64))
-    counts = set()
-    for index in range(8):
-        for epoch in range(5):
-            _, _, labels, known, dropped = dataset[epoch, index]
-            assert set(labels.tolist()) <= {1 + index % 2} and known.tolist() == [index % 2 == 0, True]
-            counts.add(len(labels) + dropped)
-    assert counts == {1, 4}
 
 
 def fake_result(entrant: str, seed: int, ap50: float) -> dict:

@@ -404,6 +404,19 @@ def test_two_processes_train_and_only_the_first_writes(two_processes, sample):
         small_training(sample, first)
 
 
+def test_the_recipe_decides_what_the_examples_look_like(sample, tmp_path):
+    losses = set()
+    for name, recipe in {"usual": {}, "mosaic": {"mosaic": 0.7}, "whole": {"crop": False}}.items():
+        small_training(sample, tmp_path / name, epochs=1, **recipe)
+        losses.add(float(rows_of(tmp_path / name)[0]["train_loss"]))
+    assert len(losses) == 3 and all(0 < loss < 100 for loss in losses)
+
+
+def test_a_share_of_mosaics_above_one_is_refused():
+    with pytest.raises(InputError, match="mosaic 1.5"):
+        Recipe(mosaic=1.5).check()
+
+
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(InputError, match="shared evenly by 3"):
         Recipe(batch_size=4).check(processes=3)

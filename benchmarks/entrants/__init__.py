@@ -8,9 +8,7 @@ from functools import partial
 
 from entrants.article import article, article_by_our_recipe, mended_article
 from entrants.course import Course, Run
-from entrants.mosaic import WithMosaic
 from entrants.ours import (
-    FlipAndColour,
     HeadWithoutFusion,
     Lite2Body,
     LossWithFocal,
@@ -19,7 +17,9 @@ from entrants.ours import (
     pyramid,
 )
 from entrants.peers import fcos, ssdlite
+from odutils.augmentation import Augment
 from odutils.matching import match_iou
+from odutils.mosaic import WithMosaic
 
 __all__ = ["ENTRANTS", "Course", "Run"]
 
@@ -34,7 +34,7 @@ ENTRANTS = {
     "match_iou": ("IoU matching instead of ATSS", partial(pyramid, match=match_iou)),
     "l1": ("L1 instead of GIoU", partial(pyramid, loss=LossWithL1)),
     "focal": ("focal loss instead of quality focal loss", partial(pyramid, loss=LossWithFocal)),
-    "no_crop": ("neither crop nor zoom-out", partial(pyramid, augment=FlipAndColour)),
+    "no_crop": ("neither crop nor zoom-out", partial(pyramid, augment=partial(Augment, crop=False))),
     "no_average": ("without the moving average of weights", partial(pyramid, average=False)),
     "trained_norms": ("batch norm of the body trained", partial(pyramid, frozen_norms=False)),
     "no_mask": ("partial labels taken for complete", partial(pyramid, masked=False)),

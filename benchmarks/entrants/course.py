@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -109,8 +109,8 @@ def use_average(learn) -> None:
 def examples(
     course: Course,
     squash: bool = False,
-    augment: type[Augment] = Augment,
-    source: type[CocoDetections] = CocoDetections,
+    augment: Callable = Augment,
+    source: Callable = CocoDetections,
 ) -> CocoDetections:
     return source(course.data, course.split, SIZE, squash, augment=augment(SIZE, squash, course.seed))
 

@@ -1,5 +1,6 @@
 """`pyramid`, whole and with one thing changed."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import timm
@@ -79,13 +80,6 @@ class LossWithTaskAlignment(DetectionLoss):
         return assign(score, pairwise_iou(boxes, grid.boxes)[1], grid.boxes, labels)
 
 
-class FlipAndColour(Augment):
-    """Neither crop nor zoom-out."""
-
-    def geometry(self, picture, boxes, chance):
-        return self.flip(picture, boxes, chance)
-
-
 class TrainedNorms(callbacks.FreezeBody):
     """The body's batch norm learns, and takes its statistics from the batches; its first layers stay frozen."""
 
@@ -121,8 +115,8 @@ def pyramid(
     head: type[PyramidHead] = PyramidHead,
     loss: type[DetectionLoss] = DetectionLoss,
     match=None,
-    augment: type[Augment] = Augment,
-    source: type[CocoDetections] = CocoDetections,
+    augment: Callable = Augment,
+    source: Callable = CocoDetections,
     average: bool = True,
     frozen_norms: bool = True,
     masked: bool = True,

@@ -78,8 +78,9 @@ def video(args: Namespace) -> int:
 def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
-    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "seed", "freeze_body")
-    recipe = Recipe(**{name: getattr(args, name) for name in names}, pretrained=not args.no_pretrained)
+    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "mosaic", "seed", "freeze_body")
+    refused = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
+    recipe = Recipe(**{name: getattr(args, name) for name in names}, **refused)
     recipe.size = args.size or (ARTICLE_SIZE if args.preset == "article" else recipe.size)
     recipe.check()
     device = checked_device(args.device)

@@ -63,6 +63,8 @@ def make_parser() -> Parser:
     command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="pictures a step")
     command.add_argument("--lr", type=rate, default=Recipe.lr, metavar="RATE", help="learning rate of the head")
     command.add_argument("--body-lr", type=rate, default=Recipe.body_lr, metavar="RATE", help="and of the body")
+    command.add_argument("--mosaic", type=share, default=Recipe.mosaic, metavar="0…1", help="examples of four pictures")
+    command.add_argument("--no-crop", action="store_true", help="whole pictures: for last epochs, or a short training")
     command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
     command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's body")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random body")

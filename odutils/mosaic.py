@@ -9,22 +9,23 @@ from odutils.datasets import CocoDetections
 
 
 class WithMosaic(CocoDetections):
-    """Half of the examples are four pictures, each of them a part that fills its quarter of the input.
+    """CocoDetections, but a share of the examples are four pictures, a part of each filling its quarter of the input.
 
-    The four share the classes that their sources label, so that `known` holds for the whole.
+    The four share the classes that their source labels, so that `known` holds for the whole. For training only, and not
+    for its last epochs (Ge et al. 2021, YOLOX, section 2.1): no photograph looks like that.
+    share: 0…1, of the examples.   The rest: as in CocoDetections; `augment` is needed.
     """
 
-    SHARE = 0.5
-
-    def __init__(self, *args, **options):
+    def __init__(self, *args, share: float = 0.5, **options):
         super().__init__(*args, **options)
+        self.share = share
         sources = [self.coco.imgs[image_id].get("source") for image_id in self.ids]
         self.mates = {source: np.flatnonzero([s == source for s in sources]) for source in set(sources)}
 
     def __getitem__(self, key: tuple[int, int]) -> tuple:
         epoch, index = key
         chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single picture
-        if chance.random() >= self.SHARE:
+        if chance.random() >= self.share:
             return super().__getitem__(key)
         mates = self.mates[self.coco.imgs[self.ids[index]].get("source")]
         canvas = np.empty((self.size, self.size, 3), np.uint8)
