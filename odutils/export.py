@@ -85,6 +85,7 @@ def describe(detector: Detector) -> dict:
     return settings | {
         "input": "images: uint8 RGB, (N, 3, H, W), 0…255; the network normalises them",
         "resize": "stretch the picture to `size` × `size` px" if settings["squash"] else letterbox,
+        "filter": "bilinear, antialiased: PIL's BILINEAR",
         "multiple": None if settings["squash"] else MULTIPLE,
         "grey": GREY,
         "output": "logits: (N, A, C), score = sigmoid; boxes: (N, A, 4), x1 y1 x2 y2 in 0…1 of the input",

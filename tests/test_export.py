@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from odutils.__main__ import main
@@ -156,18 +157,18 @@ def test_metadata_can_be_read_without_this_package(detector, model):
     assert (about["size"], about["squash"], about["threshold"]) == (384, False, 0.41)
     assert (about["grey"], about["multiple"]) == (114, 64)
     assert (about["same_class_iou"], about["any_class_iou"]) == (0.5, 0.7)
+    assert "PIL's BILINEAR" in about["filter"]  # which the next test takes
     assert "uint8 RGB" in about["input"] and "longer side" in about["resize"] and "sigmoid" in about["output"]
 
 
 def test_the_file_and_its_description_are_enough(model, predictors):
     """What somebody does who has the file alone: their own letterbox, suppression left out."""
-    import cv2
-
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     picture = read_picture(DATA / "photos" / "kitten.jpg")
     scale = about["size"] / max(picture.shape)
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    sides = [round(side * scale) for side in picture.shape[1::-1]]
+    small = np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.BILINEAR))
     height, width = (-(-side // about["multiple"]) * about["multiple"] for side in small.shape[:2])
     images = np.full((1, 3, height, width), about["grey"], np.uint8)
     images[0, :, : small.shape[0], : small.shape[1]] = small.transpose(2, 0, 1)
