@@ -1,11 +1,11 @@
 """Mosaic: one example of four pictures (Bochkovskiy et al. 2020, YOLOv4, section 3.3)."""
 
-import cv2
 import numpy as np
 import torch
 
 from odutils.augmentation import clip_boxes
 from odutils.datasets import CocoDetections
+from odutils.pictures import resize
 
 
 class WithMosaic(CocoDetections):
@@ -22,8 +22,8 @@ class WithMosaic(CocoDetections):
         sources = [self.coco.imgs[image_id].get("source") for image_id in self.ids]
         self.mates = {source: np.flatnonzero([s == source for s in sources]) for source in set(sources)}
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple:
-        epoch, index = key
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single picture
         if chance.random() >= self.share:
             return super().__getitem__(key)
@@ -53,5 +53,5 @@ def fill(picture: np.ndarray, boxes: np.ndarray, width: int, height: int, chance
     top, left = (chance.random(2) * (picture.shape[:2] - seen)).astype(int)
     part = picture[top : top + seen[0], left : left + seen[1]]
     clipped, kept = clip_boxes(boxes - np.float32([left, top, left, top]), *part.shape[:2])
-    resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return resized, clipped * np.float32([width / part.shape[1], height / part.shape[0]] * 2), kept
+    scales = np.float32([width / part.shape[1], height / part.shape[0]] * 2)
+    return resize(part, height, width), clipped * scales, kept

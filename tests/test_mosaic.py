@@ -23,7 +23,7 @@ def test_mosaic_boxes_follow_their_pictures(tmp_path, write_dataset, monkeypatch
             covered[top:bottom, left:right] += 1
             assert image[:, top:bottom, left:right].flatten(1).unique(dim=1).shape[1] == 1
         assert (covered == 1).all()
-    assert (dataset[0, 1][0] == dataset[0, 1][0]).all() and (dataset[1, 1][0] != dataset[0, 1][0]).any()
+    assert (dataset[0, 1][0] == dataset[1][0]).all() and (dataset[1, 1][0] != dataset[0, 1][0]).any()
 
 
 def test_mosaic_mates_label_the_same_classes(tmp_path, write_dataset):
