@@ -3,7 +3,7 @@
     python benchmarks/export.py                 # CPU time on one thread: other work on the machine disturbs all alike
     python benchmarks/export.py --threads 2     # time by the clock: means something on a quiet machine only
 
-All run in turns, picture by picture, in one process, on the photographs of data/photos as arrays. A ratio is the median
+All run in turns, image by image, in one process, on the photographs of data/photos as arrays. A ratio is the median
 over the rounds. "eager" is PyTorch as `Predictor` uses it: channels-last, inference mode.
 """
 
@@ -19,10 +19,10 @@ import cv2
 import onnxruntime
 import torch
 
-from odutils.export import export
 from odutils.files import DATA, replacing
+from odutils.images import fit, input_shape, list_images, read_image
 from odutils.inference import Predictor
-from odutils.pictures import fit, input_shape, list_pictures, read_picture
+from odutils.onnx_export import export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
 HERE = Path(__file__).resolve().parent
@@ -34,27 +34,27 @@ RATIOS = {  # what is compared with what, and the aim
 }
 
 
-def make_runs(picture, predictors: dict[str, Predictor]) -> dict:
-    """The four things to be timed on a picture."""
+def make_runs(image, predictors: dict[str, Predictor]) -> dict:
+    """The four things to be timed on an image."""
     size = next(iter(predictors.values())).size
-    fitted, _ = fit(picture, size, shape=input_shape(*picture.shape[:2], size))
+    fitted, _ = fit(image, size, shape=input_shape(*image.shape[:2], size))
     images = torch.from_numpy(fitted[None]).permute(0, 3, 1, 2)  # (1, 3, height, width)
     runs = {f"{name} network": partial(predictor.detector, images) for name, predictor in predictors.items()}
-    return runs | {f"{name} Predictor": partial(predictor, picture) for name, predictor in predictors.items()}
+    return runs | {f"{name} Predictor": partial(predictor, image) for name, predictor in predictors.items()}
 
 
 @torch.inference_mode()
 def measure(predictors: dict[str, Predictor], rounds: int, clock) -> list[dict[str, float]]:
-    """Milliseconds a picture, a dict for each round; a first round, which warms up, is left out."""
-    runs_of_pictures = [make_runs(read_picture(path), predictors) for path in list_pictures(DATA / "photos")]
+    """Milliseconds an image, a dict for each round; a first round, which warms up, is left out."""
+    runs_of_images = [make_runs(read_image(path), predictors) for path in list_images(DATA / "photos")]
     measured = []
     for _ in range(1 + rounds):
-        spent = dict.fromkeys(runs_of_pictures[0], 0.0)
-        for runs in runs_of_pictures:
+        spent = dict.fromkeys(runs_of_images[0], 0.0)
+        for runs in runs_of_images:
             for name, run in runs.items():
                 start = clock()
                 run()
-                spent[name] += (clock() - start) * 1e3 / len(runs_of_pictures)
+                spent[name] += (clock() - start) * 1e3 / len(runs_of_images)
         measured.append(spent)
     return measured[1:]
 

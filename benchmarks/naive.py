@@ -54,7 +54,7 @@ class Examples:
 
     def __getitem__(self, index):
         file = self.dataset.files[self.dataset.ids[index]]
-        picture = self.colour(Image.open(file).convert("RGB")).resize((224, 224), Image.Resampling.BICUBIC)
+        image = self.colour(Image.open(file).convert("RGB")).resize((224, 224), Image.Resampling.BICUBIC)
         if torch.rand(()) < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return (pil_to_tensor(picture) / 255 - 0.45) / 0.225, self.dataset.boxes[index], self.dataset.labels[index]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return (pil_to_tensor(image) / 255 - 0.45) / 0.225, self.dataset.boxes[index], self.dataset.labels[index]

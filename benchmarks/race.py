@@ -1,4 +1,4 @@
-"""The race: the article's way, the peers' way and ours; the same body, pictures and minutes of CPU time, one thread.
+"""The race: the article's way, the peers' way and ours; the same backbone, images and minutes of CPU time, one thread.
 
     python benchmarks/race.py --data ../shared/photos --minutes 8     # every entrant that has no result yet
     python benchmarks/race.py --data FOLDER pyramid fcos --seed 1     # some of them, another seed
@@ -32,9 +32,9 @@ EVERY = 100  # steps between checkpoints
 
 
 def multiplications(run: Run) -> int:
-    """Multiply-adds of the network for one picture, one counter for all: half of torch's floating-point operations."""
+    """Multiply-adds of the network for one image, one counter for all: half of torch's floating-point operations."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run.learn.detector.eval()(run.picture)
+        run.learn.detector.eval()(run.image)
     return counter.get_total_flops() // 2
 
 
@@ -66,13 +66,13 @@ def race(name: str, course: Course, folder: Path, valid_split: str) -> dict:
         "wall_minutes_since_last_start": round(wall / 60, 2),
         "steps": run.learn.steps,
         "batch_size": run.batch_size,
-        "pictures_seen": run.learn.steps * run.batch_size,
+        "images_seen": run.learn.steps * run.batch_size,
         "training_memory_mb": round(memory),
         "parameters": sum(p.numel() for p in run.learn.detector.parameters()),
         "multiplications": multiplications(run),
         "predict_cpu_ms": round(predicting * 1e3 / len(dataset), 1),
         "scores": score_by_source(dataset, results),
-        "pictures": {course.split: run.sampler.images, valid_split: len(dataset)},
+        "images": {course.split: run.sampler.images, valid_split: len(dataset)},
         "input_px": SIZE,
         "torch": torch.__version__,
     }

@@ -32,14 +32,14 @@ def mean_of(runs: list[dict], source: str, metric: str) -> float:
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown, a row for each entrant."""
     sources = list(next(iter(results.values()))[0]["scores"]["by_source"])
-    columns = ["", *(f"{short(s)} AP / AP50" for s in sources), "machine", "seeds", "CPU minutes", "pictures seen"]
-    columns += ["memory, MB", "parameters, M", "multiplications, M", "predicting, CPU ms a picture"]
+    columns = ["", *(f"{short(s)} AP / AP50" for s in sources), "machine", "seeds", "CPU minutes", "images seen"]
+    columns += ["memory, MB", "parameters, M", "multiplications, M", "predicting, CPU ms an image"]
     rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for name, runs in results.items():
         first = runs[0]
         scores = [f"{mean_of(runs, s, 'AP'):.3f} / {mean_of(runs, s, 'AP50'):.3f}" for s in sources]
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        costs = [f"{first['cpu_minutes']:.1f}", f"{first['pictures_seen']:,}", f"{first['training_memory_mb']:,}"]
+        costs = [f"{first['cpu_minutes']:.1f}", f"{first['images_seen']:,}", f"{first['training_memory_mb']:,}"]
         costs += [f"{first['parameters'] / 1e6:.1f}", f"{first['multiplications'] / 1e6:,.0f}", first["predict_cpu_ms"]]
         what = first["what"] if name != "pyramid" else f"**{first['what']}**"
         machine = first["machine"].split(",")[0]
@@ -69,7 +69,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     whole = whole_of(results)
     parts = ["pyramid", *(name for name in results if name not in whole)]
-    groups = ((whole, "the same minutes, the same pictures"), (parts, "one thing changed"))
+    groups = ((whole, "the same minutes, the same images"), (parts, "one thing changed"))
     for axis, (group, title) in zip(axes, groups, strict=True):
         for row, (source, colour) in enumerate(zip(sources, COLOURS.values(), strict=False)):
             places = [place + (row - 0.5) * 0.38 for place in range(len(group))]

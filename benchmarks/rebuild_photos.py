@@ -4,9 +4,9 @@
     python benchmarks/race.py --data photos
 
 --coco has annotations/instances_{train,val}2017.json and {train,val}2017/ (`python -m odutils download coco`), --voc
-has VOC2007/ and VOC2012/ with Annotations/ and JPEGImages/ (http://host.robots.ox.ac.uk/pascal/VOC/). Which pictures is
+has VOC2007/ and VOC2012/ with Annotations/ and JPEGImages/ (http://host.robots.ox.ac.uk/pascal/VOC/). Which images is
 told by the lists of original ids in data/weights: trained_on.json becomes the split train, measured_on.json the split
-dev. Pictures come out with their longer side at 320 px. VOC knows 20 classes and COCO 80: the file says so for each
+dev. Images come out with their longer side at 320 px. VOC knows 20 classes and COCO 80: the file says so for each
 source. (The set that the figures in this folder were measured on took some of its COCO boxes from lists in whole
 pixels, and has none of VOC 2012's objects marked difficult: expect small differences.)
 """
@@ -24,7 +24,7 @@ from PIL import Image
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA, replacing
-from odutils.pictures import fit, read_picture
+from odutils.images import fit, read_image
 
 LONGER_SIDE = 320  # px
 # VOC's names where COCO has another.
@@ -41,11 +41,11 @@ VOC_CLASSES = (
     + ["dining table", "potted plant", "couch", "tv"]
 )  # fmt: skip
 SPLITS = {"train": "trained_on.json", "dev": "measured_on.json"}
-Labelled = tuple[Path, list[dict]]  # a picture, and its objects: name, bbox in pixels of the original, iscrowd, …
+Labelled = tuple[Path, list[dict]]  # an image, and its objects: name, bbox in pixels of the original, iscrowd, …
 
 
 def of_coco(coco: Path, split: str, wanted: list[int]) -> Iterator[tuple[int, Labelled]]:
-    """The pictures `wanted`, by id, with their objects."""
+    """The images `wanted`, by id, with their objects."""
     content = json.loads((coco / "annotations" / f"instances_{split}2017.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -56,7 +56,7 @@ def of_coco(coco: Path, split: str, wanted: list[int]) -> Iterator[tuple[int, La
             objects[annotation["image_id"]].append(kept | {"name": names[annotation["category_id"]]})
     for id_ in wanted:
         if id_ not in files:
-            raise InputError(f"{coco}: instances_{split}2017.json has no picture {id_}")
+            raise InputError(f"{coco}: instances_{split}2017.json has no image {id_}")
         yield id_, (coco / f"{split}2017" / files[id_], objects[id_])
 
 
@@ -77,7 +77,7 @@ def of_voc(voc: Path, year: str, wanted: list[str]) -> Iterator[tuple[str, Label
 
 
 def rebuild_split(ids_by_source: dict[str, list], coco: Path, voc: Path, out: Path, split: str) -> int:
-    """Write one split in COCO's layout. Returns the number of its pictures."""
+    """Write one split in COCO's layout. Returns the number of its images."""
     (out / split).mkdir(parents=True, exist_ok=True)
     (out / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
@@ -85,11 +85,11 @@ def rebuild_split(ids_by_source: dict[str, list], coco: Path, voc: Path, out: Pa
         collection, part = source.split("_")
         found = of_coco(coco, part, wanted) if collection == "coco2017" else of_voc(voc, collection[3:], wanted)
         for original_id, (file, objects) in found:
-            picture = read_picture(file)
-            height, width = picture.shape[:2]
+            image = read_image(file)
+            height, width = image.shape[:2]
             scale = LONGER_SIDE / max(height, width)
             shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-            small, _ = fit(picture, LONGER_SIDE, shape=shape)
+            small, _ = fit(image, LONGER_SIDE, shape=shape)
             name = f"{source}_{file.stem}.jpg"
             with replacing(out / split / name) as temporary:
                 Image.fromarray(small).save(temporary, "JPEG", quality=92)
@@ -123,7 +123,7 @@ def main():
             count = rebuild_split(ids_by_source, args.coco, args.voc, args.out, split)
         except (InputError, OSError) as error:
             parser.exit(1, f"{error}\n")
-        print(f"{split}: {count} pictures in {args.out / split}")
+        print(f"{split}: {count} images in {args.out / split}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The threshold is the lowest of those tried at which three of four boxes that a person sees on the split are right.
 `--write` puts the weights, dev_scores.json and the tables of data/weights/README.md in place; what that card says in
-words about recipe and failures is for a person to write, who has looked at the pictures.
+words about recipe and failures is for a person to write, who has looked at the images.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def measure(detector, dataset: CocoDetections) -> dict:
     """What dev_scores.json holds."""
     predictor = Predictor(detector)
     results = predict(predictor, dataset)
-    points = operating_points(dataset, predict(predictor, dataset, one_class_each=True), THRESHOLDS)
+    points = operating_points(dataset, predict(predictor, dataset, class_agnostic=True), THRESHOLDS)
     chosen = next((point for point in points if point["precision"] >= PRECISION), points[-1])
     scores = {"scores": score_by_source(dataset, results), "operating_points": points, "threshold": chosen}
     voc = [id_ for id_ in dataset.ids if str(dataset.coco.imgs[id_].get("source")).startswith("voc")]
@@ -59,11 +59,11 @@ def score_rows(measured: dict, dataset: CocoDetections) -> str:
     scores, counts = measured["scores"], {}
     for image in dataset.coco.imgs.values():
         counts[image.get("source")] = counts.get(image.get("source"), 0) + 1
-    named = {f"all of dev, {len(dataset)} pictures": scores["all"]}
+    named = {f"all of dev, {len(dataset)} images": scores["all"]}
     for source, metrics in scores["by_source"].items():
         index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
         classes = int(dataset.known(index).sum())
-        named[f"{short(source)} part, {counts[source]} pictures, {classes} classes"] = metrics
+        named[f"{short(source)} part, {counts[source]} images, {classes} classes"] = metrics
     lines = ["| | AP | AP50 | AP75 | small | medium | large |", "|---|---|---|---|---|---|---|"]
     lines += [
         f"| {name} | " + " | ".join(f"{v:.3f}" for v in metrics.values()) + " |" for name, metrics in named.items()
@@ -73,7 +73,7 @@ def score_rows(measured: dict, dataset: CocoDetections) -> str:
 
 def threshold_rows(measured: dict) -> str:
     chosen = measured["threshold"]["threshold"]
-    lines = ["| threshold | precision | recall | boxes a picture |", "|---|---|---|---|"]
+    lines = ["| threshold | precision | recall | boxes an image |", "|---|---|---|---|"]
     for point in measured["operating_points"]:
         if point["threshold"] in SHOWN or point["threshold"] == chosen:
             name = f"{point['threshold']:g}" + (" (default)" if point["threshold"] == chosen else "")
@@ -106,13 +106,13 @@ def main():
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     detector = load_detector(args.weights)
-    detector.settings["size"] = args.size or detector.settings["size"]
-    dataset = CocoDetections(args.data, args.split, detector.settings["size"], classes=detector.settings["classes"])
+    detector.settings = detector.settings._replace(size=args.size or detector.settings.size)
+    dataset = CocoDetections(args.data, args.split, detector.settings.size, classes=detector.settings.classes)
     measured = measure(detector, dataset)
     print(score_rows(measured, dataset), threshold_rows(measured), sep="\n")
     if args.write:
         about = {k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "recipe", "trained_on")}
-        detector.settings["threshold"] = measured["threshold"]["threshold"]
+        detector.settings = detector.settings._replace(threshold=measured["threshold"]["threshold"])
         scores = {k: measured["scores"][k] for k in ("all", "by_source")}
         save_detector(DATA / "weights" / "pyramid.safetensors", detector, scores=scores, **about)
         with replacing(DATA / "weights" / "dev_scores.json") as temporary:

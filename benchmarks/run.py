@@ -24,16 +24,16 @@ from odutils.anchors import article_grid
 from odutils.augmentation import Augment, import_imgaug
 from odutils.datasets import CocoDetections
 from odutils.files import DATA, replacing
-from odutils.film import FilmReader
-from odutils.film_writer import FilmWriter
 from odutils.inference import Predictor, select
 from odutils.losses import DetectionLoss
 from odutils.matching import match_iou
 from odutils.presets import build
 from odutils.recipe import Recipe
-from odutils.sample import make_sample
+from odutils.sample.make import make_sample
 from odutils.training import make_learner, make_optimiser
-from odutils.video import annotate_video
+from odutils.video.annotate import annotate_video
+from odutils.video.reader import VideoReader
+from odutils.video.writer import VideoWriter
 
 HERE = Path(__file__).resolve().parent
 ANCHORS, CLASSES, SIZE = 3150, 80, 224
@@ -111,7 +111,7 @@ def loss(args, baseline) -> dict:
 
 
 def loader(args, baseline) -> dict:
-    """One augmented picture, from the file to the squashed 224 px input."""
+    """One augmented image, from the file to the squashed 224 px input."""
     dataset = CocoDetections(args.data, args.split, SIZE, squash=True, augment=Augment(SIZE, squash=True))
     indices = [i for i in range(len(dataset)) if dataset.coco.imgToAnns[dataset.ids[i]]]  # the article drops the others
     indices = indices[:: max(1, len(indices) // 100)][:100]
@@ -122,7 +122,7 @@ def loader(args, baseline) -> dict:
 
 
 def decoding(args, baseline) -> dict:
-    """One augmented picture, 320 px letterboxed, against decoding its JPEG alone, which no loader can do without."""
+    """One augmented image, 320 px letterboxed, against decoding its JPEG alone, which no loader can do without."""
     dataset = CocoDetections(args.data, args.split, 320, augment=Augment(320))
     indices = range(0, len(dataset), max(1, len(dataset) // 100))[:100]
     files = [str(dataset.files[dataset.ids[i]]) for i in indices]
@@ -134,13 +134,13 @@ def decoding(args, baseline) -> dict:
     )
 
 
-def film(args, baseline) -> dict:
+def video(args, baseline) -> dict:
     """A frame of data/clip.mp4 with its boxes drawn, 640 × 272 px, against decoding and encoding it alone."""
-    clip, frames, out = DATA / "clip.mp4", 48, Path(args.scratch) / "film.mp4"
+    clip, frames, out = DATA / "clip.mp4", 48, Path(args.scratch) / "video.mp4"
     predictor = Predictor.from_weights(device="cpu")
 
     def copy():
-        with FilmReader(clip, frames) as reader, FilmWriter(out, reader) as writer:
+        with VideoReader(clip, frames) as reader, VideoWriter(out, reader) as writer:
             for frame, sound in reader:
                 writer.write(frame, sound)
             writer.finish()
@@ -161,7 +161,7 @@ def inference(args, baseline) -> dict:
     logits[found, labels[0, match[found]]] = torch.randn(int(found.sum()))
     theirs = logits if isinstance(baseline, ArticleCode) else logits[:, 1:]
     mine, grid = logits[:, 1:].contiguous(), article_grid()
-    options = dict(threshold=0.22, iou_threshold=0.2, one_class_each=False)
+    options = dict(threshold=0.22, iou_threshold=0.2, class_agnostic=False)
     with torch.inference_mode():
         return compare(
             lambda: [baseline.select(theirs, codes, 0.22, 0.2) for _ in range(10)],
@@ -183,7 +183,7 @@ def training(args, baseline) -> dict:
 
     def network_alone():
         detector.train()
-        for module in detector.body.modules():
+        for module in detector.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         for _ in range(steps):
@@ -201,9 +201,9 @@ BENCHMARKS = {  # aims: ours must be so many times as fast; below 1, ours may ta
     "inference": (inference, 2.7),
     "training": (training, 1 / 1.05),
     "decoding": (decoding, 1 / 1.6),
-    "film": (film, None),
+    "video": (video, None),
 }
-AGAINST = {"training": "network alone", "decoding": "decoding alone", "film": "decoding and encoding alone"}
+AGAINST = {"training": "network alone", "decoding": "decoding alone", "video": "decoding and encoding alone"}
 
 
 def main():

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from odutils.export import export
-from odutils.exported import ExportedDetector
 from odutils.files import replacing
+from odutils.onnx_detector import ExportedDetector
+from odutils.onnx_export import export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
 HERE = Path(__file__).resolve().parent
@@ -39,7 +39,7 @@ class Contiguous(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = (images.float() - self.detector.mean) / self.detector.std
-        return self.detector.head(self.detector.body(pixels))
+        return self.detector.head(self.detector.backbone(pixels))
 
 
 def in_bfloat16(detector: nn.Module) -> Callable:
@@ -90,7 +90,7 @@ def furthest(ways: dict[str, Callable], detector: Callable, images: Tensor) -> d
 
 @torch.inference_mode()
 def measure(ways: dict[str, Callable], batch: int, rounds: int, clock) -> dict[str, list[float]]:
-    """Milliseconds a picture of every round; two rounds before that warm up."""
+    """Milliseconds an image of every round; two rounds before that warm up."""
     images = torch.randint(0, 256, (batch, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.manual_seed(0))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(2 + rounds):
@@ -122,7 +122,7 @@ def main():
                 ratio = statistics.median(b / v for b, v in zip(times[BASELINE], values, strict=True))
                 entry = {"ms": round(statistics.median(values), 2), "ratio": round(ratio, 2)}
                 found.setdefault(name, {"difference": round(differences[name], 5)})[f"batch {batch}"] = entry
-    print("| way | " + " | ".join(f"batch {b}: ms a picture (ratio)" for b in args.batches) + " | difference |")
+    print("| way | " + " | ".join(f"batch {b}: ms an image (ratio)" for b in args.batches) + " | difference |")
     print("|---|" + "---|" * len(args.batches) + "---|")
     for name, entry in found.items():
         cells = (f"{entry[f'batch {b}']['ms']:.1f} ({entry[f'batch {b}']['ratio']:.2f})" for b in args.batches)

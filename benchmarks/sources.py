@@ -1,4 +1,4 @@
-"""How a part of the pictures is called in a table."""
+"""How a part of the images is called in a table."""
 
 
 def short(source: str) -> str:

@@ -4,4 +4,4 @@ Importing the package loads nothing heavy; import the module you need, for examp
 `from odutils.inference import Predictor`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,7 +3,7 @@
 Results go to stdout, and what went wrong to stderr, a line each. Exit codes:
 
     0    all done
-    1    a picture or film cannot be read (of several, the others are done all the same), or `check` found problems
+    1    an image or video cannot be read (of several, the others are done all the same), or `check` found problems
     2    the command cannot be carried out: wrong arguments, nothing there to work on, weights, data set or results that
          do not fit, a missing package, a place that cannot be written to (no permission, disk full)
     130  stopped with Ctrl-C

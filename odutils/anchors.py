@@ -40,7 +40,7 @@ class AnchorGrid:
         return AnchorGrid(self.boxes[index], self.steps[index], (len(index),), self.coding)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """What the network said (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1 (parts outside the picture are not cut off)."""
+        """What the network said (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1 (parts outside the image are not cut off)."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
         return decode_sides(codes, self.boxes, self.steps)
@@ -101,9 +101,9 @@ def shapes_of_a_cell() -> Tensor:
 @lru_cache
 @torch.inference_mode(False)  # a cached grid may be needed for training, too
 def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) -> AnchorGrid:
-    """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the picture.
+    """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the image.
 
-    to_the_edge: spread the 7 × 7 cells over the whole picture; the article sets them 1/8 apart and so leaves the right
+    to_the_edge: spread the 7 × 7 cells over the whole image; the article sets them 1/8 apart and so leaves the right
     and the bottom eighth to the coarser maps.   height and width are ignored: this grid belongs to a squashed input.
     """
     boxes, steps = [], []

@@ -1,6 +1,6 @@
 """The article's own weights: its names, its 81 columns, and the order in which its anchors stand.
 
-Its state dict is that of `nn.Sequential(body, head)`; column 0 of its class outputs is the background, which its
+Its state dict is that of `nn.Sequential(backbone, head)`; column 0 of its class outputs is the background, which its
 training never touches. Only what reads that file lives here: the preset `article` has neither the column nor the order.
 """
 
@@ -41,7 +41,7 @@ def translate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _name_of(name: str) -> str:
     if name.startswith("0."):
-        return "body." + name.removeprefix("0.")
+        return "backbone." + name.removeprefix("0.")
     for level in range(len(ARTICLE_LEVELS)):
         for theirs, ours in PARTS.items():
             if name.startswith(theirs.format(level)):
@@ -54,7 +54,7 @@ def _name_of(name: str) -> str:
 def published_grid(height: int = 224, width: int = 224) -> AnchorGrid:
     """The article's anchors in its own order: it lists cells, and the nine whole shapes of a cell, column by column.
 
-    Its network answers row by row, so off the diagonal a prediction answers for an anchor elsewhere on the picture:
+    Its network answers row by row, so off the diagonal a prediction answers for an anchor elsewhere on the image:
     its weights have learnt that. The 7 × 7 cells are 1/8 apart.   height and width are ignored, as in `article_grid`.
     """
     grid = article_grid(to_the_edge=False)

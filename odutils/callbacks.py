@@ -22,21 +22,21 @@ class Callback:
     remembers: tuple[str, ...] = ()
 
 
-class FreezeBody(Callback):
-    """Keep the ImageNet body's batch norm as it is, and the first layers, too: few pictures would only unlearn them.
+class FreezeBackbone(Callback):
+    """Keep the ImageNet backbone's batch norm as it is, and the first layers, too: few images would only unlearn them.
 
     Batch norm in eval mode stops its statistics as well; stopping gradients alone does not.
-    whole: freeze all of the body.
+    whole: freeze all of the backbone.
     """
 
     def __init__(self, whole: bool = False):
         self.whole = whole
 
     def before_fit(self, learn):
-        body = learn.detector.body
-        first = body.frozen_parts() if hasattr(body, "frozen_parts") else []
-        self.norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
-        for module in [*([body] if self.whole else first), *self.norms]:
+        backbone = learn.detector.backbone
+        first = backbone.frozen_parts() if hasattr(backbone, "frozen_parts") else []
+        self.norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in [*([backbone] if self.whole else first), *self.norms]:
             module.requires_grad_(False)
 
     def before_epoch(self, learn):
@@ -66,7 +66,7 @@ class Schedule(Callback):
 
 
 class ClipGradients(Callback):
-    """Scale the gradient down to `norm` if it is longer: one odd picture shall not throw the weights off."""
+    """Scale the gradient down to `norm` if it is longer: one odd image shall not throw the weights off."""
 
     order = 20
 
@@ -141,7 +141,7 @@ class Share(Callback):
     validates: there nothing may wait for the others.
     """
 
-    order = 15  # after FreezeBody: what needs no gradient is settled once the network is wrapped; before LogLosses
+    order = 15  # after FreezeBackbone: what needs no gradient is settled once the network is wrapped; before LogLosses
 
     def __init__(self, accelerator):
         self.accelerator = accelerator

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.datasets import CocoDetection
 
 from odutils.augmentation import Augment, clip_boxes
-from odutils.checking import check_dataset
 from odutils.classes import CLASSES
+from odutils.coco.checking import check_dataset
 from odutils.errors import InputError
-from odutils.pictures import fit, read_picture
+from odutils.images import fit, read_image
 
 MOST_REPEATS = 4  # without a limit six hair driers, eleven times an epoch, made the detector see hair driers everywhere
 
@@ -32,11 +32,11 @@ class CocoDetections(CocoDetection):
     """torchvision's CocoDetection as examples for a detector.
 
     `dataset[i]` or `dataset[epoch, i]` -> (image (3, S, S) uint8, boxes (M, 4), labels (M,), known (C,), dropped: int).
-    Pictures without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only
+    Images without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only
     those classes; `known` says so, and the loss leaves the others alone.
 
     classes: names in label order; default: COCO's 80 if the file uses no others, else its own in category-id order.
-    augment: None for validation.   squash: as in `pictures.fit`.
+    augment: None for validation.   squash: as in `images.fit`.
     Raises InputError if there is no such folder or file, or the file is not COCO's format.
     """
 
@@ -95,9 +95,9 @@ class CocoDetections(CocoDetection):
                 labels.append(-1 if annotation["iscrowd"] or difficult else label)
         return np.float32(boxes).reshape(-1, 4), np.int64(labels)
 
-    def picture(self, index: int) -> np.ndarray:
-        """The picture `index` as it is, (H, W, 3) uint8 RGB, upright. Raises InputError if it cannot be read."""
-        return read_picture(self.files[self.ids[index]])
+    def image(self, index: int) -> np.ndarray:
+        """The image `index` as it is, (H, W, 3) uint8 RGB, upright. Raises InputError if it cannot be read."""
+        return read_image(self.files[self.ids[index]])
 
     def source(self, index: int) -> str | None:
         """What the file says about where image `index` comes from."""
@@ -109,12 +109,12 @@ class CocoDetections(CocoDetection):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        picture, boxes, labels = self.picture(index), self.boxes[index], self.labels[index]
+        image, boxes, labels = self.image(index), self.boxes[index], self.labels[index]
         if self.augment:
-            image, boxes, kept = self.augment(picture, boxes, epoch, index)
+            image, boxes, kept = self.augment(image, boxes, epoch, index)
         else:
-            image, placement = fit(picture, self.size, self.squash)
-            boxes, kept = clip_boxes(boxes, *picture.shape[:2], keep=0)
+            boxes, kept = clip_boxes(boxes, *image.shape[:2], keep=0)
+            image, placement = fit(image, self.size, self.squash)
             boxes = placement.to_input(boxes)
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (3, S, S)
         boxes, labels = torch.from_numpy(boxes[kept]), torch.from_numpy(labels[kept])
@@ -122,14 +122,12 @@ class CocoDetections(CocoDetection):
 
 
 def annotation_file(root: str | Path, split: str) -> Path:
-    """root/annotations/instances_{split}.json. Raises InputError if it or the folder of pictures is not there."""
-    file, pictures = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
+    """root/annotations/instances_{split}.json. Raises InputError if it or the folder of images is not there."""
+    file, images = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
     if not file.is_file():
-        raise InputError(
-            f"{file}: no such file; a data set has annotations/instances_SPLIT.json and pictures in SPLIT/"
-        )
-    if not pictures.is_dir():
-        raise InputError(f"{pictures}: no such folder; the pictures of split {split!r} belong there")
+        raise InputError(f"{file}: no such file; a data set has annotations/instances_SPLIT.json and images in SPLIT/")
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; the images of split {split!r} belong there")
     return file
 
 
@@ -147,7 +145,7 @@ def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class EpochSampler(Sampler):
     """Yields (epoch, index): a new order each epoch, a function of (seed, epoch) alone.
 
-    balance: 0, or the share of pictures below which a class counts as rare; a picture with a rare class of share f
+    balance: 0, or the share of images below which a class counts as rare; an image with a rare class of share f
     comes sqrt(balance / f) times an epoch, MOST_REPEATS at most (Gupta et al. 2019, LVIS, section 4.2, has no limit).
     process, processes: this one's share of every epoch.   Set `epoch` and `start` (examples already seen) before use.
     """
@@ -165,7 +163,7 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         chance = np.random.default_rng([self.seed, self.epoch])
         order = chance.permutation(len(self.repeats))
-        ticks = np.arange(int(self.repeats.sum())) + chance.random()  # a picture covers `repeats` ticks of this ruler
+        ticks = np.arange(int(self.repeats.sum())) + chance.random()  # an image covers `repeats` ticks of this ruler
         order = order[np.searchsorted(self.repeats[order].cumsum(), ticks).clip(max=len(order) - 1)]
         mine = chance.permutation(order)[self.process :: self.processes][: self.length]
         return iter([(self.epoch, int(index)) for index in mine[self.start :]])

@@ -1,6 +1,6 @@
-"""Boxes on pictures with OpenCV, grids of pictures, and pictures in notebooks.
+"""Boxes on images with OpenCV, grids of images, and images in notebooks.
 
-A picture is a `uint8` array (H, W, 3), RGB. Boxes here are xyxy in pixels: this is one of the edges of the house.
+An image is a `uint8` array (H, W, 3), RGB. Boxes here are xyxy in pixels: this is one of the edges of the house.
 """
 
 import io
@@ -17,8 +17,8 @@ from odutils.files import replacing
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 LETTERS_HAVE_WEIGHT = int(cv2.__version__.split(".")[0]) >= 5  # true letters; before 5 they were strokes of one width
-TEXT_SIZE = 1 / 32 if LETTERS_HAVE_WEIGHT else 1 / 40  # height of a line, of the picture's size (root of its area)
-LINE_WIDTH = 1 / 150  # of the picture's size
+TEXT_SIZE = 1 / 32 if LETTERS_HAVE_WEIGHT else 1 / 40  # height of a line, of the image's size (root of its area)
+LINE_WIDTH = 1 / 150  # of the image's size
 SMALLEST_TEXT = 11.0  # pixels: below it letters run together
 READABLE = 0.30  # luminance up to which white has a contrast of 3:1, which is enough for letters as bold as these
 JPEG_QUALITY = 90
@@ -27,7 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def draw_boxes(
-    picture: np.ndarray,
+    image: np.ndarray,
     boxes: np.ndarray,
     labels: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
@@ -36,15 +36,15 @@ def draw_boxes(
     colours: Sequence[tuple[int, int, int]] | None = None,
     thickness: int | None = None,
 ) -> np.ndarray:
-    """Draw boxes with their names on a copy of the picture; the most confident one is drawn last, on top.
+    """Draw boxes with their names on a copy of the image; the most confident one is drawn last, on top.
 
-    picture: (H, W, 3) uint8 RGB, not modified.   boxes: (K, 4) xyxy pixels; what lies outside is cut off at the border.
+    image: (H, W, 3) uint8 RGB, not modified.   boxes: (K, 4) xyxy pixels; what lies outside is cut off at the border.
     labels: (K,) 1…C, give each box its class's colour and name.   scores: (K,) 0…1, are added to the name in per cent.
     texts: K texts in place of the names ("" for no tag).   colours: K (r, g, b) in place of the classes' own.
-    thickness: of the line in pixels, by default in proportion to the picture.
-    Returns a new (H, W, 3) uint8 RGB array. Raises InputError for another kind of picture or boxes that do not fit it.
+    thickness: of the line in pixels, by default in proportion to the image.
+    Returns a new (H, W, 3) uint8 RGB array. Raises InputError for another kind of image or boxes that do not fit it.
     """
-    canvas = np.array(checked(picture), order="C")  # a copy, whatever the strides and whether writeable or not
+    canvas = np.array(checked(image), order="C")  # a copy, whatever the strides and whether writeable or not
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     for index in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
         raise InputError(f"box {index} to be drawn is not made of finite numbers: {boxes[index].tolist()}")
@@ -60,7 +60,7 @@ def draw_boxes(
     for index in order:
         x1, y1, x2, y2 = boxes[index]
         if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            continue  # nothing of it is in the picture
+            continue  # nothing of it is in the image
         left, right = (int(x) for x in np.clip(np.round([x1, x2]), 0, width - 1))
         top, bottom = (int(y) for y in np.clip(np.round([y1, y2]), 0, height - 1))
         label = int(labels[index]) if labels is not None else 1
@@ -79,9 +79,9 @@ def draw_boxes(
     return canvas
 
 
-def draw_detections(picture: np.ndarray, detections, classes: Sequence[str] = CLASSES) -> np.ndarray:
+def draw_detections(image: np.ndarray, detections, classes: Sequence[str] = CLASSES) -> np.ndarray:
     """Draw what a Predictor found: a short form of `draw_boxes` for Detections."""
-    return draw_boxes(picture, detections.boxes, detections.labels, detections.scores, classes)
+    return draw_boxes(image, detections.boxes, detections.labels, detections.scores, classes)
 
 
 def readable_on(colour: Sequence[int]) -> tuple[int, int, int]:
@@ -99,34 +99,34 @@ def _draw_outline(canvas: np.ndarray, left: int, top: int, right: int, bottom: i
         cv2.rectangle(canvas, (x - before, top - before), (x + after, bottom + after), colour, cv2.FILLED)
 
 
-def checked(picture: np.ndarray) -> np.ndarray:
-    """The picture itself if it is one, (H, W, 3) uint8; else InputError."""
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
-        raise InputError(f"a picture is a uint8 array (H, W, 3) in RGB, not {picture.dtype} {picture.shape}")
-    return picture
+def checked(image: np.ndarray) -> np.ndarray:
+    """The image itself if it is one, (H, W, 3) uint8; else InputError."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"an image is a uint8 array (H, W, 3) in RGB, not {image.dtype} {image.shape}")
+    return image
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int = 3, width: int = 960, gutter: int = 8) -> np.ndarray:
-    """Tile pictures of any size, row by row, into one (H, width, 3) array on white, every gutter `gutter` pixels wide.
+def tile_images(images: Sequence[np.ndarray], columns: int = 3, width: int = 960, gutter: int = 8) -> np.ndarray:
+    """Tile images of any size, row by row, into one (H, width, 3) array on white, every gutter `gutter` pixels wide.
 
-    Each picture is scaled to the width of its column (one taller than 4:3 upright to that height) and is not distorted.
+    Each image is scaled to the width of its column (one taller than 4:3 upright to that height) and is not distorted.
     """
-    pictures = [checked(picture) for picture in pictures]
-    columns = max(1, min(columns, len(pictures)))
+    images = [checked(image) for image in images]
+    columns = max(1, min(columns, len(images)))
     usable = width - gutter * (columns - 1)
-    if not pictures or usable < columns:
-        raise InputError(f"cannot tile {len(pictures)} pictures into {columns} columns of a grid {width} pixels wide")
+    if not images or usable < columns:
+        raise InputError(f"cannot tile {len(images)} images into {columns} columns of a grid {width} pixels wide")
     starts = [usable * column // columns + gutter * column for column in range(columns + 1)]  # widths: ± 1
     rows = []
-    for first in range(0, len(pictures), columns):
+    for first in range(0, len(images), columns):
         cells = []
-        for column, picture in enumerate(pictures[first : first + columns]):
+        for column, image in enumerate(images[first : first + columns]):
             cell_width = starts[column + 1] - gutter - starts[column]
-            scale = min(cell_width / picture.shape[1], cell_width * 4 / 3 / picture.shape[0])
-            new_size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+            scale = min(cell_width / image.shape[1], cell_width * 4 / 3 / image.shape[0])
+            new_size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-            cells.append((starts[column], cell_width, cv2.resize(picture, new_size, interpolation=method)))
+            cells.append((starts[column], cell_width, cv2.resize(image, new_size, interpolation=method)))
         row = np.full((max(cell.shape[0] for _, _, cell in cells), width, 3), 255, np.uint8)
         for start, cell_width, cell in cells:
             left, top = start + (cell_width - cell.shape[1]) // 2, (row.shape[0] - cell.shape[0]) // 2
@@ -135,19 +135,19 @@ def grid(pictures: Sequence[np.ndarray], columns: int = 3, width: int = 960, gut
     return np.concatenate(rows[:-1])
 
 
-def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width: float = 9.6) -> None:
-    """Show one picture or several in a notebook, as JPEG, so that the notebook stays small; `width` in inches.
+def show(images, titles: Sequence[str] | None = None, columns: int = 3, width: float = 9.6) -> None:
+    """Show one image or several in a notebook, as JPEG, so that the notebook stays small; `width` in inches.
 
     Long titles go on in a second line. Only this figure is a JPEG: curves drawn by other cells stay sharp. Outside a
     notebook matplotlib opens its window.
     """
     import matplotlib.pyplot as plt
 
-    pictures = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
-    titles = [titles] if isinstance(titles, str) else list(titles or [""] * len(pictures))
-    columns = max(1, min(columns, len(pictures)))
-    rows = -(-len(pictures) // columns)
-    tallest = max(min(picture.shape[0] / picture.shape[1], 4 / 3) for picture in pictures)
+    images = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+    titles = [titles] if isinstance(titles, str) else list(titles or [""] * len(images))
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    tallest = max(min(image.shape[0] / image.shape[1], 4 / 3) for image in images)
     letters = max(1, int(width / columns * LETTERS_PER_INCH))
     titles = ["\n".join(textwrap.fill(line, letters) for line in title.split("\n")) for title in titles]
     lines = max(title.count("\n") for title in titles) + 1
@@ -155,8 +155,8 @@ def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width:
     figure, axes = plt.subplots(rows, columns, figsize=(width, rows * row_height), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
-    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        axis.imshow(checked(picture), interpolation="antialiased")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(checked(image), interpolation="antialiased")
         axis.set_title(title, fontsize=10)
     if "inline" not in plt.get_backend():
         return plt.show()
@@ -168,12 +168,12 @@ def show(pictures, titles: Sequence[str] | None = None, columns: int = 3, width:
     display(Image(file.getvalue(), format="jpeg"))
 
 
-def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture as JPEG or PNG, by the suffix; the file is whole or not there. Raises InputError."""
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image as JPEG or PNG, by the suffix; the file is whole or not there. Raises InputError."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"cannot write {path}: pictures are written as {', '.join(SUFFIXES)}")
-    swapped = np.ascontiguousarray(checked(picture)[:, :, ::-1])  # OpenCV writes BGR
+        raise InputError(f"cannot write {path}: images are written as {', '.join(SUFFIXES)}")
+    swapped = np.ascontiguousarray(checked(image)[:, :, ::-1])  # OpenCV writes BGR
     quality = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     _, encoded = cv2.imencode(path.suffix.lower(), swapped, quality)
     with replacing(path) as temporary:
@@ -181,7 +181,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
 
 
 def _draw_tag(canvas: np.ndarray, text: str, left: int, top: int, colour: tuple, text_size: float, line: int) -> None:
-    """Draw a filled tag on top of the box whose corner is (left, top), or inside it where the picture ends above."""
+    """Draw a filled tag on top of the box whose corner is (left, top), or inside it where the image ends above."""
     height, width = canvas.shape[:2]
     # Letters are measured, not assumed: OpenCV 5 draws others than OpenCV 4.
     scale = text_size / (cv2.getTextSize("H", FONT, 10.0, 1)[0][1] / 10.0)
@@ -189,7 +189,7 @@ def _draw_tag(canvas: np.ndarray, text: str, left: int, top: int, colour: tuple,
     padding = text_size * 0.4
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
     tag_width, tag_height = text_width + 2 * padding, text_height + below + padding / 2
-    if (shrink := min(width / tag_width, height / tag_height)) < 1.0:  # the tag is larger than the whole picture
+    if (shrink := min(width / tag_width, height / tag_height)) < 1.0:  # the tag is larger than the whole image
         scale, padding = scale * shrink, padding * shrink
         (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
     tag_width = min(width, round(text_width + 2 * padding))

@@ -1,6 +1,6 @@
 """Why detections are wrong, and what each kind of error costs: TIDE (Bolya et al. 2020, section 2).
 
-A false detection belongs to the first kind whose test it passes; IoU is with the objects of its picture:
+A false detection belongs to the first kind whose test it passes; IoU is with the objects of its image:
 
     location    an object of its class, IoU 0.1 to 0.5: the box is poor
     class       an object of another class, IoU 0.5 or more: the name is wrong
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from odutils.evaluation import Matched
+from odutils.evaluation import MatchedResults
 
 KINDS = ("class", "location", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: of a box that is right, of one that has to do with an object
@@ -31,7 +31,7 @@ class Error(NamedTuple):
     object: int | None  # index of the object that was meant, or missed; None for background and both
 
 
-def find_errors(matched: Matched) -> list[Error]:
+def find_errors(matched: MatchedResults) -> list[Error]:
     """The kind of every false detection, and the objects missed; the surest detections first."""
     from pycocotools.mask import iou
 
@@ -54,7 +54,7 @@ def find_errors(matched: Matched) -> list[Error]:
 def kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
     """The kind of one false detection, and which object it meant.
 
-    overlap: (G,) IoU with the objects of its picture.   same: (G,) bool, whether they are of its class.
+    overlap: (G,) IoU with the objects of its image.   same: (G,) bool, whether they are of its class.
     """
     own, other = overlap * same, overlap * ~same  # (G,) each
     if BACKGROUND <= own.max(initial=0) < FOREGROUND:
@@ -78,7 +78,7 @@ def average_precision(right: np.ndarray, objects: int) -> float:
     return float(np.append(best_from_here, 0.0)[np.minimum(reached, len(hits))].mean())
 
 
-def gains(matched: Matched, errors: list[Error]) -> dict[str, float]:
+def gains(matched: MatchedResults, errors: list[Error]) -> dict[str, float]:
     """By how much AP50 would rise if all errors of one kind were mended: TIDE's dAP, for each of KINDS.
 
     class, location: the surest error that meant an object not yet found becomes right, the others vanish. duplicate,
@@ -90,7 +90,7 @@ def gains(matched: Matched, errors: list[Error]) -> dict[str, float]:
     return {kind: _mean_ap(matched, [e for e in errors if e.kind == kind]) - as_is for kind in KINDS}
 
 
-def _mean_ap(matched: Matched, mended: list[Error] = ()) -> float:
+def _mean_ap(matched: MatchedResults, mended: list[Error] = ()) -> float:
     """AP50, the mean over the classes, after some errors of one kind are mended."""
     answers, count, taken = defaultdict(list), defaultdict(int), set()  # by class: (score, right), objects
     gone, unasked = {error.result for error in mended}, {e.object for e in mended if e.kind == "missed"}

@@ -6,4 +6,4 @@ class InputError(Exception):
 
 
 class UnreadableError(InputError):
-    """A picture or film that is there but is not what it should be: broken, cut short, or something else."""
+    """An image or video that is there but is not what it should be: broken, cut short, or something else."""

@@ -1,6 +1,6 @@
 """How good the detections of a data set are: COCO's metrics, by pycocotools.
 
-A result is a dict in COCO's form: image_id, category_id, bbox [x, y, w, h] in pixels of the picture, score.
+A result is a dict in COCO's form: image_id, category_id, bbox [x, y, w, h] in pixels of the image, score.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from torch import Tensor
 from odutils.anchors import AnchorGrid
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
+from odutils.images import place
 from odutils.inference import EVALUATED, Detections, Predictor, select, to_detections
-from odutils.pictures import place
 
 NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")  # in the order of COCOeval.stats
 
 
-class Matched(NamedTuple):
+class MatchedResults(NamedTuple):
     """What pycocotools made of a data set at IoU 0.5, without all that counts neither way."""
 
-    results: list[dict]  # D, in pycocotools' order: by class, by picture, by score
+    results: list[dict]  # D, in pycocotools' order: by class, by image, by score
     right: np.ndarray  # (D,) bool: it found an object
     objects: list[dict]  # G
     found: np.ndarray  # (G,) bool
@@ -50,18 +50,18 @@ def predict(
     predictor: Predictor,
     dataset: CocoDetections,
     batch_size: int = 8,
-    one_class_each: bool = False,
+    class_agnostic: bool = False,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> list[dict]:
     """Run the predictor over a data set. Returns COCO results.
 
-    one_class_each: see `inference.select`.   progress: wraps the range of the batches' first images.
+    class_agnostic: see `inference.select`.   progress: wraps the range of the batches' first images.
     """
     results = []
     for first in progress(range(0, len(dataset), batch_size)):
         indices = range(first, min(first + batch_size, len(dataset)))
-        pictures = [dataset.picture(index) for index in indices]
-        found_in_each = predictor.batch(pictures, threshold=EVALUATED, one_class_each=one_class_each)
+        images = [dataset.image(index) for index in indices]
+        found_in_each = predictor.batch(images, threshold=EVALUATED, class_agnostic=class_agnostic)
         for index, found in zip(indices, found_in_each, strict=True):
             results += to_results(dataset, index, found)
     return results
@@ -75,7 +75,7 @@ def results_of_batch(
     for index, (logits, codes) in enumerate(zip(*predictions, strict=True), start=first):
         image = dataset.coco.imgs[dataset.ids[index]]
         shape = (image["height"], image["width"])
-        found = select(logits.float(), codes.float(), grid, EVALUATED, one_class_each=False)
+        found = select(logits.float(), codes.float(), grid, EVALUATED, class_agnostic=False)
         placement = place(*shape, dataset.size, dataset.squash)
         results += to_results(dataset, index, to_detections(*found, placement, shape))
     return results
@@ -88,7 +88,7 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
     `by_class` {name: AP50}. image_ids: score these images only.
     Raises InputError if a result names another image or category.
     """
-    evaluation = evaluate(dataset, only_labelled(dataset, results), image_ids)
+    evaluation = run_cocoeval(dataset, only_labelled(dataset, results), image_ids)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
@@ -98,7 +98,7 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
     return dict(zip(NAMES, map(float, evaluation.stats[:6]), strict=True)) | {"by_class": by_class}
 
 
-def evaluate(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
+def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
     """pycocotools' COCOeval, with every detection matched to the objects (`evalImgs`); difficult ones are ignored."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -129,10 +129,10 @@ def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
         raise InputError(f"a result without or with an unknown image_id or category_id ({error!r})") from None
 
 
-def match(dataset: CocoDetections, results: list[dict]) -> Matched:
+def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResults:
     """Match COCO results to the objects as `score` does. Raises InputError for results of other images."""
     results = only_labelled(dataset, results)
-    evaluation = evaluate(dataset, results)
+    evaluation = run_cocoeval(dataset, results)
     kept, right, objects, found = [], [], [], []
     for one in evaluation.evalImgs:
         if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
@@ -143,7 +143,7 @@ def match(dataset: CocoDetections, results: list[dict]) -> Matched:
             wanted = np.asarray(one["gtIgnore"]) == 0
             objects += [by_id[i] for i, counted in zip(one["gtIds"], wanted, strict=True) if counted]
             found += list(one["gtMatches"][0][wanted] > 0)
-    return Matched(kept, np.array(right, bool), objects, np.array(found, bool))
+    return MatchedResults(kept, np.array(right, bool), objects, np.array(found, bool))
 
 
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
@@ -164,10 +164,10 @@ def operating_points(dataset: CocoDetections, results: list[dict], thresholds: l
     """What a person sees at a score threshold: the share of drawn boxes that are right, and of objects that are found.
 
     A box is right if it has the class of an object that it overlaps at IoU 0.5 or more; each object is found but once.
-    Boxes on crowds and difficult objects count neither way. Results: of `predict(…, one_class_each=True)`.
-    Returns a dict of threshold, precision, recall and boxes (a picture) for each threshold.
+    Boxes on crowds and difficult objects count neither way. Results: of `predict(…, class_agnostic=True)`.
+    Returns a dict of threshold, precision, recall and boxes (an image) for each threshold.
     """
-    matched = match(dataset, results)
+    matched = match_results(dataset, results)
     scores, right = np.array([result["score"] for result in matched.results]), matched.right
     points = []
     for threshold in thresholds:

@@ -60,7 +60,7 @@ class DetectionLoss(nn.Module):
     """The loss of a batch: `loss(predictions, boxes, labels, known)`.
 
     kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so
-    that neither a large batch nor a crowded picture weighs more than its objects. Classes that an image's source does
+    that neither a large batch nor a crowded image weighs more than its objects. Classes that an image's source does
     not label (`known`) count only at anchors that answer for an object: these are known not to be anything else.
     kind "article": focal loss summed over everything that `known` covers and divided by C, + the mean absolute error of
     each image's matched boxes, summed over images.

@@ -79,7 +79,7 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
     real = (labels > 0)[..., None]  # (N, M, 1)
     anchor_centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
     box_centre = (boxes[..., :2] + boxes[..., 2:]) / 2  # (N, M, 2)
-    finest = grid.steps.amin(dim=0)  # (2,) one cell of the finest level, a square on the picture
+    finest = grid.steps.amin(dim=0)  # (2,) one cell of the finest level, a square on the image
     box_x, box_y = (box_centre / finest)[:, :, None].unbind(dim=-1)  # (N, M, 1) each
     anchor_x, anchor_y = (anchor_centre / finest).unbind(dim=-1)  # (A,) each
     distance = (box_x - anchor_x).square_().add_((box_y - anchor_y).square_())  # (N, M, A)

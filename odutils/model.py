@@ -1,12 +1,14 @@
-"""The network: a body that makes feature maps and a head that answers once an anchor.
+"""The network: a backbone that makes feature maps and a head that answers once an anchor.
 
-uint8 pictures in, (class_logits, box_codes) out; `presets.py` puts the parts together.
+uint8 images in, (class_logits, box_codes) out; `presets.py` puts the parts together.
 N images, A anchors, C classes.
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +22,58 @@ SHAPES = 45  # the article's anchors a cell
 GridOf = Callable[[int, int], AnchorGrid]  # height and width of the input -> its anchors
 
 
+class Settings(NamedTuple):
+    """What a detector has to be told besides its tensors; a weights file carries it in its metadata."""
+
+    preset: str  # how the parts are put together, see presets.py
+    classes: tuple[str, ...]  # their names, in label order: classes[label - 1]
+    size: int  # px of the input's longer side
+    squash: bool  # images are stretched to size × size instead of letterboxed
+    threshold: float = 0.35  # score from which a detection is shown to people
+    anchors: str = ""  # "as published" for the article's own weights, see article_weights.py
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, Any], name: str) -> "Settings":
+        """Settings from a file's metadata, checked; other entries are passed over.   name: of the file, for errors.
+
+        Raises InputError if an entry is missing or is not what it must be.
+        """
+        if missing := [field for field in ("preset", "classes", "size", "squash") if field not in metadata]:
+            raise InputError(f"{name}: its metadata lack {', '.join(missing)}: not a detector of this project")
+        settings = cls(**{field: metadata[field] for field in cls._fields if field in metadata})
+        preset, classes, size, squash, threshold, anchors = settings
+        named = isinstance(classes, list | tuple) and classes and all(isinstance(text, str) for text in classes)
+        faults = {
+            "preset": not isinstance(preset, str),
+            "classes": not named,
+            "size": type(size) is not int or size < 1,
+            "squash": not isinstance(squash, bool),
+            "threshold": type(threshold) not in (int, float) or not 0 <= threshold <= 1,
+            "anchors": not isinstance(anchors, str),
+        }
+        if wrong := [field for field, is_wrong in faults.items() if is_wrong]:
+            value = reprlib.repr(getattr(settings, wrong[0]))
+            raise InputError(f"{name}: its metadata describe no detector: {wrong[0]} is {value}")
+        return settings._replace(classes=tuple(classes))
+
+
 class Detector(nn.Module):
-    """Body, head and anchors in one: the only model class.
+    """Backbone, head and anchors in one: the only model class.
 
     Its mean and std are buffers (in 0…255), so a weights file carries its own preprocessing.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, grid: GridOf, mean: list, std: list, **settings):
+    def __init__(self, backbone: nn.Module, head: nn.Module, grid: GridOf, mean: list, std: list, settings: Settings):
         super().__init__()
-        self.body, self.head, self.grid_of = body, head, grid
-        self.settings = settings  # preset, classes (names), size (px of the input), squash
+        self.backbone, self.head, self.grid_of = backbone, head, grid
+        self.settings = settings
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and box_codes (N, A, 4)."""
         pixels = (images.float() - self.mean) / self.std
-        return self.head(self.body(pixels.contiguous(memory_format=torch.channels_last)))
+        return self.head(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
 
     def grid(self, height: int, width: int) -> AnchorGrid:
         """The anchors of an input of height × width px, on the detector's device."""
@@ -93,22 +130,22 @@ class ArticleHead(nn.Module):
         return flatten_maps(classes, SHAPES), flatten_maps(boxes, SHAPES)
 
 
-def resnet34_body(pretrained: bool) -> nn.Module:
+def resnet34_backbone(pretrained: bool) -> nn.Module:
     """fastai's `create_body` of torchvision's ResNet34: (N, 3, 224, 224) -> (N, 512, 7, 7)."""
     from fastai.vision.learner import create_body
     from torchvision.models import ResNet34_Weights, resnet34
 
     try:
-        body = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
+        backbone = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
     except OSError as error:  # URLError is one: no way to the weights
         raise InputError(f"no way to ResNet34's ImageNet weights ({error}): pass pretrained=False") from None
-    return create_body(body, pretrained=False)
+    return create_body(backbone, pretrained=False)
 
 
 # ---- pyramid: EfficientNet-Lite0, feature pyramid, towers shared by the levels
 
 
-class LiteBody(nn.Module):
+class LiteBackbone(nn.Module):
     """EfficientNet-Lite0 (timm): maps at strides 8, 16 and 32 with 40, 112 and 1,280 channels.
 
     The last map keeps ImageNet's final 1 × 1 convolution, where class knowledge is densest.
@@ -184,7 +221,7 @@ class PyramidHead(nn.Module):
         nn.init.constant_(self.box_output.bias, 2.4)  # softplus: 2.5 cells to each side, the anchor itself
 
     def fuse(self, features: list[Tensor]) -> list[Tensor]:
-        """Three maps of the body -> four of the same width, each with what the others know."""
+        """Three maps of the backbone -> four of the same width, each with what the others know."""
         maps = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
         for i in (1, 0):  # what the coarse levels know about names goes down to the fine ones
             maps[i] = self.top_down[i](maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:]))
@@ -193,7 +230,7 @@ class PyramidHead(nn.Module):
         return [*maps, self.bottom_up[2](maps[2])]
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """features: three maps of the body.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
+        """features: three maps of the backbone.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
         classes, boxes = [], []
         for level, features_of_level in enumerate(self.fuse(features)):
             class_features = box_features = features_of_level  # (N, 96, H / stride, W / stride)

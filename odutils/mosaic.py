@@ -1,15 +1,15 @@
-"""Mosaic: one example of four pictures (Bochkovskiy et al. 2020, YOLOv4, section 3.3)."""
+"""Mosaic: one example of four images (Bochkovskiy et al. 2020, YOLOv4, section 3.3)."""
 
 import numpy as np
 import torch
 
 from odutils.augmentation import clip_boxes
 from odutils.datasets import CocoDetections
-from odutils.pictures import resize
+from odutils.images import resize
 
 
 class WithMosaic(CocoDetections):
-    """CocoDetections, but a share of the examples are four pictures, a part of each filling its quarter of the input.
+    """CocoDetections, but a share of the examples are four images, a part of each filling its quarter of the input.
 
     The four share the classes that their source labels, so that `known` holds for the whole. For training only, and not
     for its last epochs (Ge et al. 2021, YOLOX, section 2.1): no photograph looks like that.
@@ -24,7 +24,7 @@ class WithMosaic(CocoDetections):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single picture
+        chance = np.random.default_rng([self.augment.seed, epoch, index, 1])  # not the numbers of a single image
         if chance.random() >= self.share:
             return super().__getitem__(key)
         mates = self.mates[self.source(index)]
@@ -33,8 +33,8 @@ class WithMosaic(CocoDetections):
         corners = ((0, 0, x, y), (x, 0, self.size, y), (0, y, x, self.size), (x, y, self.size, self.size))
         boxes, labels, dropped = [], [], 0
         for (left, top, right, bottom), which in zip(corners, [index, *chance.choice(mates, 3)], strict=True):
-            picture, moved = self.augment.geometry(self.picture(which), self.boxes[which], chance)
-            canvas[top:bottom, left:right], moved, kept = fill(picture, moved, right - left, bottom - top, chance)
+            image, moved = self.augment.geometry(self.image(which), self.boxes[which], chance)
+            canvas[top:bottom, left:right], moved, kept = cut_to_shape(image, moved, right - left, bottom - top, chance)
             boxes.append((moved[kept] + np.float32([left, top, left, top])) / self.size)
             labels.append(self.labels[which][kept])
             dropped += int((~kept).sum())
@@ -43,15 +43,15 @@ class WithMosaic(CocoDetections):
         return image, boxes, labels, self.known(index), dropped
 
 
-def fill(picture: np.ndarray, boxes: np.ndarray, width: int, height: int, chance: np.random.Generator) -> tuple:
-    """The largest part of a picture with the shape of width × height, at a place left to chance, resized to it.
+def cut_to_shape(image: np.ndarray, boxes: np.ndarray, width: int, height: int, chance: np.random.Generator) -> tuple:
+    """The largest part of an image with the shape of width × height, at a place left to chance, resized to it.
 
     Returns the part, the boxes (K, 4) xyxy in its pixels, clipped, and which were kept (K,).
     """
-    scale = max(height / picture.shape[0], width / picture.shape[1])
+    scale = max(height / image.shape[0], width / image.shape[1])
     seen = np.maximum(1, [int(height / scale), int(width / scale)])
-    top, left = (chance.random(2) * (picture.shape[:2] - seen)).astype(int)
-    part = picture[top : top + seen[0], left : left + seen[1]]
+    top, left = (chance.random(2) * (image.shape[:2] - seen)).astype(int)
+    part = image[top : top + seen[0], left : left + seen[1]]
     clipped, kept = clip_boxes(boxes - np.float32([left, top, left, top]), *part.shape[:2])
     scales = np.float32([width / part.shape[1], height / part.shape[0]] * 2)
     return resize(part, height, width), clipped * scales, kept

@@ -39,16 +39,16 @@ def set_style() -> None:
         set_matplotlib_formats("jpeg", bbox_inches="tight", pil_kwargs={"quality": JPEG_QUALITY, "optimize": True})
 
 
-def overlay(picture: np.ndarray, values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """A map of values laid over a picture as heat: dark purple is low, yellow is high, each cell a flat square.
+def overlay(image: np.ndarray, values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """A map of values laid over an image as heat: dark purple is low, yellow is high, each cell a flat square.
 
-    picture: (H, W, 3) uint8 RGB.   values: (rows, columns), stretched over the whole picture.   low, high: the values
-    at the ends of the colours, by default the smallest and the largest.   Returns a new (H, W, 3) uint8 picture.
+    image: (H, W, 3) uint8 RGB.   values: (rows, columns), stretched over the whole image.   low, high: the values
+    at the ends of the colours, by default the smallest and the largest.   Returns a new (H, W, 3) uint8 image.
     """
     low, high = (values.min() if low is None else low), (values.max() if high is None else high)
     share = np.clip((np.asarray(values, np.float32) - low) / max(float(high - low), 1e-9), 0, 1)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     stretched = cv2.resize(np.uint8(share * 255), (width, height), interpolation=cv2.INTER_NEAREST)
     heat = cv2.applyColorMap(stretched, cv2.COLORMAP_INFERNO)[..., ::-1]
-    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)  # colour is for the values alone
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)  # colour is for the values alone
     return np.uint8(0.45 * grey + 0.55 * heat)

@@ -14,7 +14,7 @@ from odutils.article_weights import is_published, published_grid, translate
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
-from odutils.model import ArticleHead, Detector, LiteBody, PyramidHead, resnet34_body
+from odutils.model import ArticleHead, Detector, LiteBackbone, PyramidHead, Settings, resnet34_backbone
 from odutils.weights import load_weights, save_weights
 
 PUBLISHED = "as published"  # metadata "anchors" of a detector from the article's own weights
@@ -24,16 +24,16 @@ DEFAULT_WEIGHTS = DATA / "weights" / "pyramid.safetensors"
 def article(classes: tuple[str, ...], pretrained: bool) -> Detector:
     """ResNet34 at 224 px, squashed; maps of 7, 4, 2 and 1 cells; 45 anchors a cell."""
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, as torchvision's ResNets expect
-    settings = dict(preset="article", classes=classes, size=224, squash=True)
-    return Detector(resnet34_body(pretrained), ArticleHead(len(classes)), article_grid, mean, std, **settings)
+    settings = Settings(preset="article", classes=classes, size=224, squash=True)
+    return Detector(resnet34_backbone(pretrained), ArticleHead(len(classes)), article_grid, mean, std, settings)
 
 
 def pyramid(classes: tuple[str, ...], pretrained: bool) -> Detector:
     """EfficientNet-Lite0 at 320 px, letterboxed; a feature pyramid of strides 8 to 64; one anchor a cell."""
     mean, std = [127.0] * 3, [128.0] * 3  # what the Lite0 weights were trained with
-    body = LiteBody(pretrained)
-    settings = dict(preset="pyramid", classes=classes, size=320, squash=False)
-    detector = Detector(body, PyramidHead(body.channels, len(classes)), pyramid_grid, mean, std, **settings)
+    backbone = LiteBackbone(pretrained)
+    settings = Settings(preset="pyramid", classes=classes, size=320, squash=False)
+    detector = Detector(backbone, PyramidHead(backbone.channels, len(classes)), pyramid_grid, mean, std, settings)
     return detector.to(memory_format=torch.channels_last)  # twice as fast on the CPU
 
 
@@ -41,7 +41,7 @@ PRESETS = {"article": article, "pyramid": pyramid}
 
 
 def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretrained: bool = False) -> Detector:
-    """Assemble a preset for the named classes.   pretrained: the body begins with ImageNet weights."""
+    """Assemble a preset for the named classes.   pretrained: the backbone begins with ImageNet weights."""
     if preset not in PRESETS:
         raise InputError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[preset](tuple(classes), pretrained)
@@ -53,7 +53,7 @@ def save_detector(path: str | Path, detector: Detector, **about) -> None:
     about: more metadata, such as metrics.
     """
     metadata = {
-        **detector.settings,
+        **detector.settings._asdict(),
         "odutils": __version__,
         "torch": torch.__version__,
         "licence": "Apache-2.0",
@@ -73,17 +73,11 @@ def load_detector(path: str | Path) -> Detector:
     if not metadata and {"mean", "std"} <= tensors.keys():
         advice = "it lacks preset, classes and size: write it with odutils.presets.save_detector"
         raise InputError(f"{path}: only the tensors of a detector, without metadata; {advice}")
-    missing = {"preset", "classes", "size", "squash"} - metadata.keys()
-    if missing:
-        raise InputError(f"{path}: its metadata lack {', '.join(sorted(missing))}: not a detector of this project")
-    preset, classes, size = (metadata[name] for name in ("preset", "classes", "size"))
-    named = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
-    if not (isinstance(preset, str) and named and type(size) is int and size > 0):
-        raise InputError(f"{path}: its metadata describe no detector: preset {preset!r}, size {size!r}")
-    detector = build(preset, classes)
-    fill(detector, tensors, str(path))
-    detector.settings |= {name: metadata[name] for name in ("size", "threshold") if name in metadata}
-    if metadata.get("anchors") == PUBLISHED:
+    settings = Settings.from_metadata(metadata, str(path))
+    detector = build(settings.preset, settings.classes)
+    load_tensors(detector, tensors, str(path))
+    detector.settings = settings
+    if settings.anchors == PUBLISHED:
         use_published_grid(detector)
     return detector.eval()
 
@@ -94,21 +88,22 @@ def load_article(tensors: dict[str, Tensor], name: str) -> Detector:
     Raises InputError if the tensors do not fit. See article_weights.py.
     """
     detector = build("article")
-    fill(detector, translate(tensors) | {"mean": detector.mean, "std": detector.std}, name)
+    load_tensors(detector, translate(tensors) | {"mean": detector.mean, "std": detector.std}, name)
     use_published_grid(detector)
     return detector.eval()
 
 
 def use_published_grid(detector: Detector) -> None:
     """Let a detector answer for the article's anchors as published; `save_detector` notes it in the metadata."""
-    detector.grid_of, detector.settings["anchors"] = published_grid, PUBLISHED
+    detector.grid_of = published_grid
+    detector.settings = detector.settings._replace(anchors=PUBLISHED)
 
 
-def fill(detector: Detector, tensors: dict[str, Tensor], name: str) -> None:
+def load_tensors(detector: Detector, tensors: dict[str, Tensor], name: str) -> None:
     """Load tensors into a detector. Raises InputError if they belong to another preset or to other classes."""
     try:
         detector.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        preset, classes = detector.settings["preset"], len(detector.settings["classes"])
+        preset, classes = detector.settings.preset, len(detector.settings.classes)
         raise InputError(f"{name}: not the weights of a {preset!r} detector of {classes} classes ({reason})") from None

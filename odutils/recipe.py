@@ -16,16 +16,16 @@ class Recipe:
     epochs: int = 12
     batch_size: int = 16  # of all processes together
     lr: float = 1.5e-3  # of the head
-    body_lr: float = 2e-4
+    backbone_lr: float = 2e-4
     weight_decay: float = 0.02
     warm_up: int = 200  # steps
     balance: float = 0.02  # see EpochSampler
     crop: bool = True  # crop and zoom out; see Augment
-    mosaic: float = 0.0  # share of the examples that are four pictures in one; see WithMosaic
+    mosaic: float = 0.0  # share of the examples that are four images in one; see WithMosaic
     ema: float = 0.998
     seed: int = 0
-    pretrained: bool = True  # begin with ImageNet's body, and keep its first layers and its batch norm as they are
-    freeze_body: bool = False  # train the head alone
+    pretrained: bool = True  # begin with ImageNet's backbone, and keep its first layers and its batch norm as they are
+    freeze_backbone: bool = False  # train the head alone
 
     def check(self, processes: int = 1) -> None:
         """Raises InputError for numbers that cannot work."""

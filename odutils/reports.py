@@ -60,7 +60,7 @@ def write_losses(path: Path, rows: list[dict]) -> None:
 
 
 def plot_losses(path: Path, rows: list[dict]) -> None:
-    """The training's and the validation's loss by epoch, and AP50 on an axis of its own at the right, as a picture."""
+    """The training's and the validation's loss by epoch, and AP50 on an axis of its own at the right, as an image."""
     from matplotlib.figure import Figure  # not pyplot: a notebook's own figures stay as they are
     from matplotlib.ticker import MaxNLocator
 

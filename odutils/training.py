@@ -17,7 +17,7 @@ from odutils.errors import InputError
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.mosaic import WithMosaic
-from odutils.presets import build, fill
+from odutils.presets import build, load_tensors
 from odutils.recipe import Recipe
 from odutils.resume import Resume
 from odutils.weights import load_weights
@@ -38,14 +38,14 @@ def miniai():
 
 
 def make_optimiser(detector: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with a lower rate for `detector.body`, and no weight decay on norms and biases."""
-    body = set(detector.body.parameters())
+    """AdamW with a lower rate for `detector.backbone`, and no weight decay on norms and biases."""
+    backbone = set(detector.backbone.parameters())
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in detector.parameters():
-        groups.setdefault((parameter in body, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((parameter in backbone, parameter.ndim > 1), []).append(parameter)
     settings = []
-    for (is_body, decays), parameters in groups.items():
-        lr = recipe.body_lr if is_body else recipe.lr
+    for (is_backbone, decays), parameters in groups.items():
+        lr = recipe.backbone_lr if is_backbone else recipe.lr
         decay = recipe.weight_decay if decays else 0.0
         settings.append(dict(params=parameters, lr=lr, base_lr=lr, weight_decay=decay))
     return torch.optim.AdamW(settings, fused=True)
@@ -62,7 +62,7 @@ def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, d
     loss.grid = loss.grid.to(device)
 
     class Step(learner.TrainCB):
-        """A batch's pictures go to the network, the rest to the loss; validation leaves out what wraps the detector."""
+        """A batch's images go to the network, the rest to the loss; validation leaves out what wraps the detector."""
 
         def before_fit(self, learn):
             learn.steps, learn.resumed_inside_epoch = 0, False
@@ -83,7 +83,7 @@ def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, d
     cbs = [
         learner.DeviceCB(device),
         Step(),
-        *([callbacks.FreezeBody(recipe.freeze_body)] if recipe.pretrained or recipe.freeze_body else []),
+        *([callbacks.FreezeBackbone(recipe.freeze_backbone)] if recipe.pretrained or recipe.freeze_backbone else []),
         callbacks.Schedule(recipe.epochs * len(dls.train), recipe.warm_up),
         callbacks.MixedPrecision(),
         callbacks.ClipGradients(),
@@ -109,7 +109,7 @@ def train(
 ) -> Path:
     """Train a detector on a folder in COCO's layout; after an interruption, the same call goes on where it was.
 
-    weights: a file to begin with, instead of ImageNet's body.   checkpoint_every: steps.
+    weights: a file to begin with, instead of ImageNet's backbone.   checkpoint_every: steps.
     Writes checkpoint.pt, losses.csv, losses.png and best.safetensors into `out`; returns the path of the latter.
     Started by `accelerate launch` or `torchrun`, several processes share every batch. A training that is complete does
     nothing more. Raises InputError if the recipe, the data set, the weights or the checkpoint cannot be used.
@@ -131,14 +131,12 @@ def train(
     valid_set = CocoDetections(data, valid_split, recipe.size, article, train_set.classes)
     torch.manual_seed(recipe.seed)
     detector = build(recipe.preset, train_set.classes, pretrained=recipe.pretrained and not weights)
-    detector.settings["size"] = recipe.size
+    detector.settings = detector.settings._replace(size=recipe.size)
     if weights:
-        fill(detector, load_weights(weights)[0], str(weights))
+        load_tensors(detector, load_weights(weights)[0], str(weights))
     sampler = EpochSampler(train_set, recipe.seed, recipe.balance, accelerator.process_index, processes)
     if len(sampler) < batch_size:
-        raise InputError(
-            f"{data}: the {len(train_set)} pictures of {train_split!r} do not fill a batch: take a smaller"
-        )
+        raise InputError(f"{data}: the {len(train_set)} images of {train_split!r} do not fill a batch: take a smaller")
     valid = make_loader(valid_set, batch_size, workers=workers) if first else []
     dls = SimpleNamespace(train=make_loader(train_set, batch_size, sampler, workers), valid=valid)
     loss = DetectionLoss(detector.grid(recipe.size, recipe.size), "article" if article else "quality")
@@ -148,7 +146,7 @@ def train(
         *([callbacks.Share(accelerator)] if processes > 1 else []),
     ]
     if first:
-        trained_on = f"{len(train_set)} pictures of {Path(data).name}/{train_split}"
+        trained_on = f"{len(train_set)} images of {Path(data).name}/{train_split}"
         best = reports.SaveBest(out / "best.safetensors", recipe=asdict(recipe), trained_on=trained_on)
         extra += [reports.CocoMetrics(valid_set), reports.LogLosses(out), best]
         extra += [reports.Progress()] if progress else []

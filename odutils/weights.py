@@ -77,9 +77,19 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         tensors, metadata = _read_pth(path), {}
     else:
         raise InputError(f"{path}: neither a safetensors file nor a .pth of torch.save")
+    tensors, metadata = in_current_names(tensors, metadata)
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             tensors[name] = tensor.float()
+    return tensors, metadata
+
+
+def in_current_names(tensors: dict[str, Tensor], metadata: dict) -> tuple[dict[str, Tensor], dict]:
+    """A file's content under the names of today; files written before 0.2 said "body" where we say "backbone"."""
+    tensors = {re.sub(r"^body\.", "backbone.", name): tensor for name, tensor in tensors.items()}
+    if isinstance(recipe := metadata.get("recipe"), dict):
+        renamed = {"body_lr": "backbone_lr", "freeze_body": "freeze_backbone"}
+        metadata = metadata | {"recipe": {renamed.get(name, name): value for name, value in recipe.items()}}
     return tensors, metadata
 
 

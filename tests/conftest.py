@@ -12,14 +12,14 @@ torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
 
-def _draw_picture(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
-    """A smooth picture (H, W, 3) uint8 RGB, so that JPEG and resizing leave it recognisable; another one a seed."""
+def _draw_image(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
+    """A smooth image (H, W, 3) uint8 RGB, so that JPEG and resizing leave it recognisable; another one a seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _write_dataset(root: Path, objects: list[list[dict]], categories: dict[int, str], split: str = "train", **more):
-    """Write a data set in COCO's layout with one 96 × 64 picture for each list of objects; returns root.
+    """Write a data set in COCO's layout with one 96 × 64 image for each list of objects; returns root.
 
     An object is {"bbox": …, "category_id": …} and whatever else its annotation shall hold; image ids start at 1.
     more: `images`, a list of dicts to add to the images' entries; everything else goes to the top of the file.
@@ -29,7 +29,7 @@ def _write_dataset(root: Path, objects: list[list[dict]], categories: dict[int, 
     images, annotations, about = [], [], more.pop("images", [{}] * len(objects))
     for image_id, (of_image, extra) in enumerate(zip(objects, about, strict=True), start=1):
         name = f"{image_id:04}.png"
-        cv2.imwrite(str(root / split / name), _draw_picture(seed=image_id))
+        cv2.imwrite(str(root / split / name), _draw_image(seed=image_id))
         images.append({"id": image_id, "file_name": name, "width": 96, "height": 64, **extra})
         for one in of_image:
             _, _, width, height = one["bbox"]
@@ -42,8 +42,8 @@ def _write_dataset(root: Path, objects: list[list[dict]], categories: dict[int, 
 
 
 @pytest.fixture(scope="session")
-def draw_picture():
-    return _draw_picture
+def draw_image():
+    return _draw_image
 
 
 @pytest.fixture(scope="session")

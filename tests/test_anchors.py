@@ -60,7 +60,7 @@ def test_article_grid_is_the_one_of_the_loops(to_the_edge):
     assert (grid.boxes[:, 2:] > grid.boxes[:, :2]).all()
 
 
-def test_article_grid_reaches_all_of_the_picture_unless_it_keeps_the_articles_gap():
+def test_article_grid_reaches_all_of_the_image_unless_it_keeps_the_articles_gap():
     right_edge = {edge: article_grid(to_the_edge=edge).boxes[:2205, 2].max().item() for edge in (True, False)}
     assert right_edge[True] == 1
     assert right_edge[False] < 0.92

@@ -1,4 +1,4 @@
-"""Protects the use of the article's own weights: same picture, same boxes, same probabilities as its code gives."""
+"""Protects the use of the article's own weights: same image, same boxes, same probabilities as its code gives."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def published_boxes(codes):
 def published():
     """The article's network with random weights and batch norms that do something."""
     torch.manual_seed(0)
-    network = nn.Sequential(build("article").body, PublishedHead()).eval()
+    network = nn.Sequential(build("article").backbone, PublishedHead()).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
@@ -93,26 +93,26 @@ def test_published_grid_is_the_one_of_the_loops():
     assert grid.counts == (2205, 720, 180, 45)
 
 
-def test_same_boxes_and_probabilities_as_the_published_code(published, detector, draw_picture):
-    picture = draw_picture(224, 224)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+def test_same_boxes_and_probabilities_as_the_published_code(published, detector, draw_image):
+    image = draw_image(224, 224)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         classes, codes = published((pixels - mean[:, None, None]) / std[:, None, None])
-        logits, our_codes = detector(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        logits, our_codes = detector(torch.from_numpy(image).permute(2, 0, 1)[None])
     assert logits.shape == (1, 3150, 80) and our_codes.shape == (1, 3150, 4)
     torch.testing.assert_close(logits[0].sigmoid(), classes[:, 1:].sigmoid(), atol=1e-3, rtol=0)
     boxes = detector.grid(224, 224).decode(our_codes[0])
     torch.testing.assert_close(boxes, published_boxes(codes), atol=1e-4, rtol=0)
 
 
-def test_it_predicts_and_survives_being_saved_in_our_own_format(detector, draw_picture, tmp_path):
+def test_it_predicts_and_survives_being_saved_in_our_own_format(detector, draw_image, tmp_path):
     save_detector(tmp_path / "article.safetensors", detector)
     again = load_detector(tmp_path / "article.safetensors")
-    assert again.settings["preset"] == "article" and len(again.settings["classes"]) == 80
+    assert again.settings.preset == "article" and len(again.settings.classes) == 80
     assert again.grid(224, 224).boxes.equal(published_grid().boxes)
     assert not build("article").grid(224, 224).boxes.equal(published_grid().boxes)
-    found = Predictor(again)(draw_picture(100, 150), threshold=0.01)
+    found = Predictor(again)(draw_image(100, 150), threshold=0.01)
     assert found.boxes.shape[1] == 4 and (found.labels >= 1).all() and (found.labels <= 80).all()
 
 

@@ -1,4 +1,4 @@
-"""Protects augmentation: boxes stay on their objects, what is hardly visible is dropped and counted, a picture is
+"""Protects augmentation: boxes stay on their objects, what is hardly visible is dropped and counted, an image is
 resized once at most, and the same (seed, epoch, index) gives the same bytes."""
 
 import subprocess
@@ -12,7 +12,7 @@ import torch
 from odutils import augmentation
 from odutils.augmentation import Augment, clip_boxes, import_imgaug, saturate
 from odutils.datasets import CocoDetections
-from odutils.pictures import GREY, fit
+from odutils.images import GREY, fit
 
 # Far from each other, from the background and from the border's grey: what resizing mixes stays recognisable.
 COLOURS = np.float32([[255, 0, 0], [0, 255, 0], [255, 255, 0]])
@@ -21,16 +21,16 @@ BOXES = np.float32([[10, 20, 70, 60], [120, 30, 180, 130], [30, 100, 90, 140]])
 
 
 def painted(height=150, width=200):
-    """A dark blue picture with one rectangle in each of COLOURS."""
-    picture = np.full((height, width, 3), OTHERS[0], np.uint8)
+    """A dark blue image with one rectangle in each of COLOURS."""
+    image = np.full((height, width, 3), OTHERS[0], np.uint8)
     for colour, (x1, y1, x2, y2) in zip(COLOURS, BOXES.astype(int), strict=True):
-        picture[y1:y2, x1:x2] = colour
-    return picture
+        image[y1:y2, x1:x2] = colour
+    return image
 
 
-def pixels_of(picture):
+def pixels_of(image):
     """For each of COLOURS where it is the nearest colour: three (H, W) bool."""
-    distances = np.linalg.norm(picture[:, :, None] - np.concatenate([COLOURS, OTHERS]), axis=-1)  # (H, W, colours)
+    distances = np.linalg.norm(image[:, :, None] - np.concatenate([COLOURS, OTHERS]), axis=-1)  # (H, W, colours)
     return [distances.argmin(axis=-1) == index for index in range(len(COLOURS))]
 
 
@@ -68,14 +68,14 @@ def test_boxes_follow_the_pixels(geometry_only, size, squash):
 
 
 def test_what_keeps_less_than_a_third_is_dropped(geometry_only, monkeypatch):
-    """Counted in pixels, on the picture before it is resized: nothing is mixed there."""
-    pictures = []
-    monkeypatch.setattr(augmentation, "fit", lambda picture, *more: pictures.append(picture) or fit(picture, *more))
+    """Counted in pixels, on the image before it is resized: nothing is mixed there."""
+    images = []
+    monkeypatch.setattr(augmentation, "fit", lambda image, *more: images.append(image) or fit(image, *more))
     augment, dropped = geometry_only(64), 0
     areas = (BOXES[:, 2] - BOXES[:, 0]) * (BOXES[:, 3] - BOXES[:, 1])
     for index in range(150):
         _, _, kept = augment(painted(), BOXES, 0, index)
-        shares = np.array([mask.sum() for mask in pixels_of(pictures.pop())]) / areas
+        shares = np.array([mask.sum() for mask in pixels_of(images.pop())]) / areas
         certain = np.abs(shares - 1 / 3) > 0.03
         assert (kept == (shares > 1 / 3))[certain].all()
         dropped += (~kept).sum()
@@ -101,24 +101,24 @@ def test_clip_boxes():
 
 
 @pytest.mark.parametrize("height, width", [(150, 200), (128, 128), (40, 60), (1, 1)])
-def test_a_picture_is_resized_once_at_most(monkeypatch, height, width):
+def test_an_image_is_resized_once_at_most(monkeypatch, height, width):
     calls = []
     ways = [(cv2, name) for name in ("resize", "warpAffine", "warpPerspective", "remap")]
     for module, name in [*ways, (torch.nn.functional, "interpolate")]:
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _f=original, _n=name, **k: calls.append(_n) or _f(*a, **k))
-    augment, picture = Augment(128), np.zeros((height, width, 3), np.uint8)
+    augment, image = Augment(128), np.zeros((height, width, 3), np.uint8)
     for index in range(40):
         calls.clear()
-        augment(picture, np.zeros((0, 4), np.float32), 0, index)
+        augment(image, np.zeros((0, 4), np.float32), 0, index)
         assert calls in ([], ["interpolate"])
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.6])
 def test_saturation_is_imgaugs(factor):
-    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    expected = import_imgaug().augmenters.pillike.enhance_color(picture, factor)
-    assert np.abs(saturate(picture, factor).astype(int) - expected.astype(int)).max() <= 2  # levels, by rounding
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    expected = import_imgaug().augmenters.pillike.enhance_color(image, factor)
+    assert np.abs(saturate(image, factor).astype(int) - expected.astype(int)).max() <= 2  # levels, by rounding
 
 
 def test_chance_is_a_function_of_seed_epoch_and_index():
@@ -133,26 +133,26 @@ def test_chance_is_a_function_of_seed_epoch_and_index():
     assert not np.array_equal(Augment(96, seed=4)(painted(), BOXES, 0, 0)[0], there[0, 0][0])
 
 
-def test_without_crop_the_whole_picture_stays():
-    picture, boxes = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3), np.float32([[1, 1, 3, 4]])
+def test_without_crop_the_whole_image_stays():
+    image, boxes = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3), np.float32([[1, 1, 3, 4]])
     kinds = set()
     for index in range(20):
-        changed, moved = Augment(64, crop=False).geometry(picture, boxes, np.random.default_rng(index))
-        flipped = not np.array_equal(changed, picture)
+        changed, moved = Augment(64, crop=False).geometry(image, boxes, np.random.default_rng(index))
+        flipped = not np.array_equal(changed, image)
         kinds.add(flipped)
-        assert np.array_equal(changed, picture[:, ::-1] if flipped else picture)
+        assert np.array_equal(changed, image[:, ::-1] if flipped else image)
         assert moved.tolist() == ([[3, 1, 5, 4]] if flipped else [[1, 1, 3, 4]])
     assert kinds == {True, False}
 
 
 def test_the_argument_is_left_alone():
-    picture, boxes, augment = painted(), BOXES.copy(), Augment(96)
+    image, boxes, augment = painted(), BOXES.copy(), Augment(96)
     for index in range(10):
-        augment(picture, boxes, 0, index)
-    assert np.array_equal(picture, painted()) and np.array_equal(boxes, BOXES)
+        augment(image, boxes, 0, index)
+    assert np.array_equal(image, painted()) and np.array_equal(boxes, BOXES)
 
 
-def test_pictures_without_objects():
+def test_images_without_objects():
     _, boxes, kept = Augment(64)(painted(), np.zeros((0, 4), np.float32), 0, 0)
     assert boxes.shape == (0, 4) and kept.shape == (0,)
 
@@ -162,8 +162,8 @@ def test_imgaug_works_with_this_numpy_and_is_loaded_when_needed_only():
     code = (
         "import sys, numpy as np, odutils.augmentation as a\n"
         "assert 'imgaug' not in sys.modules\n"
-        "picture = np.full((40, 60, 3), 90, np.uint8)\n"
-        "out = [a.Augment(32)(picture, np.float32([[5, 5, 30, 30]]), 0, i)[0] for i in range(40)]\n"
+        "image = np.full((40, 60, 3), 90, np.uint8)\n"
+        "out = [a.Augment(32)(image, np.float32([[5, 5, 30, 30]]), 0, i)[0] for i in range(40)]\n"
         "assert len({o.tobytes() for o in out}) == 40"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

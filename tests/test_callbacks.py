@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBody, MixedPrecision, Schedule
+from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBackbone, MixedPrecision, Schedule
 from odutils.losses import DetectionLoss
 from odutils.presets import build
 from odutils.recipe import Recipe
@@ -17,14 +17,14 @@ from odutils.training import make_learner
 CLASSES = ("cat", "dog", "cup")
 
 
-def random_batch(seed: int, images: int = 2):
-    """Pictures (N, 3, 64, 64) with one object each."""
+def random_batch(seed: int, count: int = 2):
+    """Images (N, 3, 64, 64) with one object each."""
     chance = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 256, (images, 3, 64, 64), dtype=torch.uint8, generator=chance)
-    corner = torch.rand(images, 1, 2, generator=chance) * 0.4
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=chance)
+    corner = torch.rand(count, 1, 2, generator=chance) * 0.4
     boxes = torch.cat([corner, corner + 0.5], dim=-1)  # (N, 1, 4)
-    labels = torch.randint(1, 4, (images, 1), generator=chance)
-    return pictures, boxes, labels, torch.ones(images, 3, dtype=torch.bool)
+    labels = torch.randint(1, 4, (count, 1), generator=chance)
+    return images, boxes, labels, torch.ones(count, 3, dtype=torch.bool)
 
 
 def learner(*extra, steps: int = 3, valid: int = 1, **recipe):
@@ -73,7 +73,7 @@ def test_schedule_keeps_the_ratio_of_the_groups_and_looks_at_the_step():
         def after_step(self, learn):
             seen.append([group["lr"] for group in learn.opt.param_groups])
 
-    learn = learner(Look(), steps=4, valid=0, epochs=2, warm_up=2, lr=1.0, body_lr=0.1)
+    learn = learner(Look(), steps=4, valid=0, epochs=2, warm_up=2, lr=1.0, backbone_lr=0.1)
     base = [group["base_lr"] for group in learn.opt_func(None, None).param_groups]
     learn.fit(2)
     fall = [0.01 + 0.99 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
@@ -81,43 +81,43 @@ def test_schedule_keeps_the_ratio_of_the_groups_and_looks_at_the_step():
         assert rates == pytest.approx([rate * factor for rate in base])
 
 
-# ---- FreezeBody
+# ---- FreezeBackbone
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_freeze_body_keeps_statistics_and_first_layers(whole):
-    learn = learner(pretrained=True, freeze_body=whole, epochs=1)
-    body, before = learn.detector.body, copy_of(learn.detector.state_dict())
+def test_freeze_backbone_keeps_statistics_and_first_layers(whole):
+    learn = learner(pretrained=True, freeze_backbone=whole, epochs=1)
+    backbone, before = learn.detector.backbone, copy_of(learn.detector.state_dict())
     learn.fit(1)
     norms = [name for name, module in learn.detector.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    fixed_parts = [body] if whole else body.frozen_parts()
+    fixed_parts = [backbone] if whole else backbone.frozen_parts()
     fixed_parameters = {id(parameter) for part in fixed_parts for parameter in part.parameters()}
     fixed = {name for name, parameter in learn.detector.named_parameters() if id(parameter) in fixed_parameters}
     changed = {name for name, tensor in learn.detector.state_dict().items() if not torch.equal(tensor, before[name])}
-    body_norms = [name for name in norms if name.startswith("body.")]
-    assert len(body_norms) > 40 and len(fixed) > 30
-    assert not [name for name in changed if name.rpartition(".")[0] in body_norms]
+    backbone_norms = [name for name in norms if name.startswith("backbone.")]
+    assert len(backbone_norms) > 40 and len(fixed) > 30
+    assert not [name for name in changed if name.rpartition(".")[0] in backbone_norms]
     assert not changed & fixed
-    assert any(name.startswith("body.") for name in changed) != whole
+    assert any(name.startswith("backbone.") for name in changed) != whole
     head_norm = next(name for name in norms if name.startswith("head."))
     assert f"{head_norm}.running_mean" in changed and "head.class_output.weight" in changed
 
 
-def test_a_random_body_is_trained_as_a_whole():
+def test_a_random_backbone_is_trained_as_a_whole():
     learn = learner(pretrained=False, steps=1, epochs=1)
     before = copy_of(learn.detector.state_dict())
     learn.fit(1)
-    first = next(name for name, _ in learn.detector.named_parameters() if name.startswith("body."))
+    first = next(name for name, _ in learn.detector.named_parameters() if name.startswith("backbone."))
     assert not torch.equal(before[first], learn.detector.state_dict()[first])
-    assert not torch.equal(before["body.net.bn1.running_mean"], learn.detector.body.net.bn1.running_mean)
+    assert not torch.equal(before["backbone.net.bn1.running_mean"], learn.detector.backbone.net.bn1.running_mean)
 
 
-def test_a_body_that_names_no_first_layers_keeps_its_norms_only():
-    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+def test_a_backbone_that_names_no_first_layers_keeps_its_norms_only():
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     for whole, expected in ((False, True), (True, False)):
-        body.requires_grad_(True)
-        FreezeBody(whole).before_fit(SimpleNamespace(detector=SimpleNamespace(body=body)))
-        assert body[0].weight.requires_grad == expected and not body[1].weight.requires_grad
+        backbone.requires_grad_(True)
+        FreezeBackbone(whole).before_fit(SimpleNamespace(detector=SimpleNamespace(backbone=backbone)))
+        assert backbone[0].weight.requires_grad == expected and not backbone[1].weight.requires_grad
 
 
 # ---- EMA

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from odutils import checking
-from odutils.checking import check_dataset, to_text
+from odutils.coco import checking
+from odutils.coco.checking import check_dataset, to_text
 from odutils.files import DATA
-from odutils.pictures import list_pictures
+from odutils.images import list_images
 
 CATEGORIES = {1: "person", 17: "cat"}
 NAN = float("nan")
@@ -70,8 +70,8 @@ FAULTS = {
     "category id": (lambda c: again(c, "categories", 0, name="dog"), "duplicate category id", ANNOTATIONS, None, None),
     "category name": (lambda c: again(c, "categories", 0, id=9), "duplicate category name", ANNOTATIONS, None, None),
     "box twice": (lambda c: again(c, "annotations", 1, id=9), "duplicate box", "train/0001.png", 1, 9),
-    "picture twice": (lambda c: again(c, "images", 2, id=9), "picture listed twice", "train/0003.png", 9, None),
-    "same, spelt anew": (respell, "picture listed twice", "train/./0003.png", 9, None),
+    "image twice": (lambda c: again(c, "images", 2, id=9), "image listed twice", "train/0003.png", 9, None),
+    "same, spelt anew": (respell, "image listed twice", "train/./0003.png", 9, None),
     "no box": (lambda c: c["annotations"][0].pop("bbox"), "missing key", "train/0001.png", 1, 1),
     "no file name": (lambda c: c["images"][1].pop("file_name"), "missing key", ANNOTATIONS, 2, None),
     "text as id": (lambda c: c["annotations"][0].update(id="1"), "wrong type", "train/0001.png", 1, None),
@@ -96,7 +96,7 @@ def test_each_fault_is_found_and_nothing_else(root, change, kind, file, image_id
 def test_the_labels_of_the_photographs_that_come_with_the_project():
     assert check_dataset(DATA, "photos") == []
     labelled = json.loads((DATA / "annotations" / "instances_photos.json").read_text())
-    assert [one["file_name"] for one in labelled["images"]] == [path.name for path in list_pictures(DATA / "photos")]
+    assert [one["file_name"] for one in labelled["images"]] == [path.name for path in list_images(DATA / "photos")]
 
 
 def test_a_box_may_touch_the_edge_and_rounding_is_forgiven(root):
@@ -115,22 +115,22 @@ def break_file(path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "text":
-        path.write_text("no picture at all")
+        path.write_text("no image at all")
     else:
         Image.effect_noise((96, 64), 80).convert("RGB").save(path, how, lossless=True)
         path.write_bytes(path.read_bytes()[:-400])
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "text", "JPEG", "PNG", "WEBP"])
-def test_missing_and_broken_pictures(root, how):
+def test_missing_and_broken_images(root, how):
     break_file(root / "train" / "0002.png", how)
     [problem] = check_dataset(root, "train")
-    kind = "missing picture" if how == "missing" else "broken picture"
+    kind = "missing image" if how == "missing" else "broken image"
     assert problem[:4] == (kind, "train/0002.png", 2, None)
 
 
 def test_a_truncated_jpeg_is_found_however_little_is_missing(root):
-    """The quick look at an eighth of the size must not miss what `read_picture` would stumble over."""
+    """The quick look at an eighth of the size must not miss what `read_image` would stumble over."""
     path = root / "train" / "0002.png"
     for progressive in (False, True):
         Image.effect_noise((96, 64), 80).convert("RGB").save(path, "JPEG", progressive=progressive)
@@ -138,10 +138,10 @@ def test_a_truncated_jpeg_is_found_however_little_is_missing(root):
         whole = path.read_bytes()
         for share in (0.5, 0.9, 0.97):
             path.write_bytes(whole[: int(share * len(whole))])
-            assert [problem.kind for problem in check_dataset(root, "train")] == ["broken picture"]
+            assert [problem.kind for problem in check_dataset(root, "train")] == ["broken image"]
 
 
-def test_the_size_of_a_turned_picture_is_its_upright_size(root):
+def test_the_size_of_a_turned_image_is_its_upright_size(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 96)).save(root / "train" / "0002.png", "JPEG", exif=exif)
@@ -150,7 +150,7 @@ def test_the_size_of_a_turned_picture_is_its_upright_size(root):
     assert [problem.kind for problem in check_dataset(root, "train")] == ["wrong size"]
 
 
-def test_boxes_are_compared_with_the_picture_that_is_there(root):
+def test_boxes_are_compared_with_the_image_that_is_there(root):
     Image.new("RGB", (48, 64)).save(root / "train" / "0001.png")
     kinds = [(problem.kind, problem.annotation_id) for problem in check_dataset(root, "train")]
     assert kinds == [("wrong size", None), ("box outside", 2)]
@@ -162,10 +162,10 @@ def test_missing_folders_and_files(tmp_path, root):
         ("missing file", "annotations/instances_val.json"),
     ]
     assert {p.kind for p in check_dataset(tmp_path / "nothing", "train")} == {"missing folder"}
-    for picture in (root / "train").iterdir():
-        picture.unlink()
+    for image in (root / "train").iterdir():
+        image.unlink()
     (root / "train").rmdir()
-    assert [p[:2] for p in check_dataset(root, "train")] == [("missing folder", "train")]  # once, not once a picture
+    assert [p[:2] for p in check_dataset(root, "train")] == [("missing folder", "train")]  # once, not once an image
 
 
 @pytest.mark.parametrize(
@@ -199,10 +199,10 @@ def test_all_faults_at_once_are_all_listed(root):
     problems = check_dataset(root, "train")
     assert sorted(problem[:4] for problem in problems if problem.kind != "missing key") == [
         ("box without area", "train/0001.png", 1, 1),
-        ("broken picture", "train/0002.png", 2, None),
+        ("broken image", "train/0002.png", 2, None),
         ("duplicate annotation id", "train/0003.png", 3, 3),
         ("duplicate box", "train/0003.png", 3, 3),
-        ("missing picture", "train/lost.png", 50, None),
+        ("missing image", "train/lost.png", 50, None),
         ("unknown category", "train/0001.png", 1, 2),
         ("wrong size", "train/0003.png", 3, None),
     ]

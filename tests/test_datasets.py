@@ -11,7 +11,7 @@ from odutils.augmentation import Augment
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.datasets import CocoDetections, EpochSampler, collate, make_loader, repeat_factors
 from odutils.errors import InputError
-from odutils.pictures import fit, read_picture
+from odutils.images import fit, read_image
 
 PERSON, CAT, TOOTHBRUSH = 1, 17, 90  # COCO's category ids
 CATEGORIES = {PERSON: "person", CAT: "cat", TOOTHBRUSH: "toothbrush"}
@@ -40,19 +40,19 @@ def dataset(root):
 
 def test_an_example(root, dataset):
     image, boxes, labels, known, dropped = dataset[0]
-    expected, _ = fit(read_picture(root / "train2017" / "0001.png"), 48)
+    expected, _ = fit(read_image(root / "train2017" / "0001.png"), 48)
     assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
     assert torch.allclose(boxes, torch.tensor([[48 / 96, 16 / 96, 72 / 96, 48 / 96]]))  # letterboxed: 96 is the side
     assert labels.tolist() == [CLASSES.index("cat") + 1] and labels.dtype == torch.int64
     assert known.shape == (80,) and known.all() and dropped == 0
 
 
-def test_squashed_boxes_follow_the_squashed_picture(root):
+def test_squashed_boxes_follow_the_squashed_image(root):
     _, boxes, *_ = CocoDetections(root, "train2017", size=64, squash=True)[0]
     assert torch.allclose(boxes, torch.tensor([[48 / 96, 16 / 64, 72 / 96, 48 / 64]]))
 
 
-def test_pictures_without_objects_stay(dataset):
+def test_images_without_objects_stay(dataset):
     assert len(dataset) == 4
     _, boxes, labels, *_ = dataset[1]
     assert boxes.shape == (0, 4) and labels.shape == (0,)
@@ -233,7 +233,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(labelled):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, write_dataset):
-    """16 pictures that are all the same, so that only the augmentation can make two inputs differ."""
+    """16 images that are all the same, so that only the augmentation can make two inputs differ."""
     objects = [[{"bbox": [20, 20, 50, 30], "category_id": CAT}, {"bbox": [1, 1, 30, 30], "category_id": PERSON}]] * 16
     root = write_dataset(tmp_path_factory.mktemp("many") / "data", objects, CATEGORIES)
     change(root, lambda content: [image.update(file_name="0001.png") for image in content["images"]])

@@ -1,4 +1,4 @@
-"""Protects what a reader sees: boxes in their class's colour, tags that never leave the picture, inputs left alone."""
+"""Protects what a reader sees: boxes in their class's colour, tags that never leave the image, inputs left alone."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from odutils.classes import CLASSES, colour_of
-from odutils.drawing import draw_boxes, draw_detections, grid, readable_on, show, write_picture
+from odutils.drawing import draw_boxes, draw_detections, readable_on, show, tile_images, write_image
 from odutils.errors import InputError
-from odutils.pictures import read_picture
+from odutils.images import read_image
 
 
 class Detections(NamedTuple):
@@ -24,19 +24,19 @@ def grey(height=240, width=320, value=90):
     return np.full((height, width, 3), value, np.uint8)
 
 
-def pixels_of(picture, colour):
+def pixels_of(image, colour):
     """(y, x) of the pixels that have exactly this colour."""
-    return np.argwhere((picture == np.array(colour)).all(axis=2))
+    return np.argwhere((image == np.array(colour)).all(axis=2))
 
 
 def test_edges_have_the_colour_of_the_class_and_the_inside_stays():
-    picture = grey()
-    drawn = draw_boxes(picture, [[60, 80, 200, 180]], labels=[3])
+    image = grey()
+    drawn = draw_boxes(image, [[60, 80, 200, 180]], labels=[3])
     for x, y in ((60, 130), (200, 130), (150, 180), (190, 80)):
         assert tuple(drawn[y, x]) == colour_of(3)
     assert (drawn[100:160, 80:180] == 90).all()
-    assert (picture == 90).all()
-    assert not np.shares_memory(picture, drawn)
+    assert (image == 90).all()
+    assert not np.shares_memory(image, drawn)
 
 
 def tag_of(size, box, text="zebra 88%"):
@@ -75,7 +75,7 @@ def test_the_tag_sits_on_the_box_and_moves_inside_at_the_borders():
     assert left == 0 and abs((right - left + 1) - tag_width) <= 6
 
 
-def test_a_tag_wider_than_the_picture_shrinks():
+def test_a_tag_wider_than_the_image_shrinks():
     drawn = draw_boxes(grey(60, 50), [[5, 30, 40, 55]], labels=[10], scores=[0.5])
     tag = drawn[:30]
     assert (tag != 90).any()
@@ -89,7 +89,7 @@ def test_the_most_confident_box_is_on_top():
     assert tuple(drawn[130, 50]) == tuple(drawn[130, 200]) == colour_of(2)
 
 
-def test_line_and_letters_grow_with_the_picture():
+def test_line_and_letters_grow_with_the_image():
     def widths(scale):
         drawn = draw_boxes(grey(240 * scale, 320 * scale), [np.array([60, 80, 200, 180]) * scale], labels=[3])
         line = len(pixels_of(drawn[130 * scale : 130 * scale + 1, : 120 * scale], colour_of(3)))
@@ -124,20 +124,20 @@ def test_awkward_arrays_are_drawn_on_a_copy():
     read_only = grey()
     read_only.flags.writeable = False
     expected = draw_boxes(grey(), [[60, 80, 200, 180]], labels=[1])
-    for picture in (strided, read_only, np.asfortranarray(grey())):
-        before = picture.copy()
-        assert (draw_boxes(picture, [[60, 80, 200, 180]], labels=[1]) == expected).all()
-        assert (picture == before).all()
+    for image in (strided, read_only, np.asfortranarray(grey())):
+        before = image.copy()
+        assert (draw_boxes(image, [[60, 80, 200, 180]], labels=[1]) == expected).all()
+        assert (image == before).all()
 
 
-def test_nothing_found_and_nothing_inside_leave_the_picture_as_it_is():
+def test_nothing_found_and_nothing_inside_leave_the_image_as_it_is():
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert (draw_detections(grey(), empty) == 90).all()
     assert (draw_boxes(grey(), [[-50, -50, -10, -10], [400, 10, 500, 20]], labels=[1, 2]) == 90).all()
     assert draw_boxes(grey(), [], labels=[]).shape == (240, 320, 3)
 
 
-def test_a_box_larger_than_the_picture_is_seen_at_its_border():
+def test_a_box_larger_than_the_image_is_seen_at_its_border():
     drawn = draw_boxes(grey(), [[-100, -100, 1e9, 1e9]], labels=[1])
     assert tuple(drawn[120, 0]) == tuple(drawn[239, 160]) == tuple(drawn[120, 319]) == colour_of(1)
 
@@ -153,12 +153,12 @@ def test_detections_are_drawn_with_the_names_of_their_classes():
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)],
 )
-def test_what_is_no_picture_is_refused(picture):
+def test_what_is_no_image_is_refused(image):
     with pytest.raises(InputError, match="uint8 array"):
-        draw_boxes(picture, [])
+        draw_boxes(image, [])
 
 
 def test_boxes_that_do_not_fit_are_refused():
@@ -170,8 +170,8 @@ def test_boxes_that_do_not_fit_are_refused():
 
 def test_a_grid_has_even_gutters_and_does_not_distort():
     sizes = [(60, 80), (80, 60), (30, 100), (100, 100), (200, 20)]
-    pictures = [np.full((height, width, 3), 10 * index + 10, np.uint8) for index, (height, width) in enumerate(sizes)]
-    tiled = grid(pictures, columns=3, width=305, gutter=7)
+    images = [np.full((height, width, 3), 10 * index + 10, np.uint8) for index, (height, width) in enumerate(sizes)]
+    tiled = tile_images(images, columns=3, width=305, gutter=7)
     assert tiled.shape[1] == 305 and tiled.dtype == np.uint8
     for index, (height, width) in enumerate(sizes):
         found = pixels_of(tiled, [10 * index + 10] * 3)
@@ -181,28 +181,28 @@ def test_a_grid_has_even_gutters_and_does_not_distort():
     assert (
         first.min() == 0 and second.min() - first.max() == 8 and third.min() - second.max() == 8 and third.max() == 304
     )
-    assert grid(pictures[:1], columns=3, width=100).shape == (75, 100, 3)
+    assert tile_images(images[:1], columns=3, width=100).shape == (75, 100, 3)
     with pytest.raises(InputError):
-        grid([])
+        tile_images([])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG"])
-def test_a_written_picture_is_read_again(tmp_path, suffix):
+def test_a_written_image_is_read_again(tmp_path, suffix):
     ramp = np.zeros((40, 50, 3), np.uint8)
     ramp[..., 0], ramp[..., 2] = np.linspace(0, 255, 50), 40
     path = tmp_path / "new" / f"ramp{suffix}"
-    write_picture(path, ramp[:, ::-1])
-    error = np.abs(read_picture(path).astype(int) - ramp[:, ::-1]).max()
+    write_image(path, ramp[:, ::-1])
+    error = np.abs(read_image(path).astype(int) - ramp[:, ::-1]).max()
     assert error == 0 if suffix == ".png" else error < 20
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_picture_of_another_kind_is_not_written(tmp_path):
+def test_an_image_of_another_kind_is_not_written(tmp_path):
     with pytest.raises(InputError, match="gif"):
-        write_picture(tmp_path / "a.gif", grey())
+        write_image(tmp_path / "a.gif", grey())
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match="cannot write"):
-        write_picture(tmp_path / "folder.png", grey())
+        write_image(tmp_path / "folder.png", grey())
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
@@ -220,7 +220,7 @@ def test_a_notebook_gets_a_small_jpeg(monkeypatch):
     assert not plt.get_fignums()
 
 
-def test_titles_stay_over_their_own_picture(monkeypatch):
+def test_titles_stay_over_their_own_image(monkeypatch):
     pytest.importorskip("IPython")
     plt = pytest.importorskip("matplotlib.pyplot")
     figures = []

@@ -7,7 +7,7 @@ import pytest
 
 from odutils.datasets import CocoDetections
 from odutils.error_kinds import KINDS, Error, average_precision, find_errors, gains
-from odutils.evaluation import match, score
+from odutils.evaluation import match_results, score
 
 CATEGORIES = {1: "person", 3: "car", 17: "cat"}
 
@@ -17,14 +17,14 @@ def found(box, category_id=1, score=0.5, image_id=1):
 
 
 def data_set(folder, write_dataset, *objects):
-    """One picture with these (box, category_id, further keys) objects."""
+    """One image with these (box, category_id, further keys) objects."""
     listed = [{"bbox": box, "category_id": category, **more} for box, category, more in objects]
     return CocoDetections(write_dataset(folder / "d", [listed], CATEGORIES), "train")
 
 
 def random_case(folder, write_dataset, seed, crowds=True):
-    """Six pictures of crowded objects, and detections by somebody who errs in all six ways."""
-    chance, pictures, results = np.random.default_rng(seed), [], []
+    """Six images of crowded objects, and detections by somebody who errs in all six ways."""
+    chance, images, results = np.random.default_rng(seed), [], []
     for image_id in range(1, 7):
         objects = []
         for _ in range(chance.integers(0, 7)):
@@ -32,7 +32,7 @@ def random_case(folder, write_dataset, seed, crowds=True):
             one = {"bbox": [*map(float, corner), *map(float, size)], "category_id": int(chance.choice([1, 3, 17]))}
             mark = chance.choice(["", "", "", "iscrowd", "difficult"]) if crowds else ""
             objects.append(one | ({mark: 1} if mark else {}))
-        pictures.append(objects)
+        images.append(objects)
         for one in [*objects, *objects[:2]]:
             if chance.random() < 0.8:
                 box = [float(v) for v in one["bbox"] + chance.normal(0, chance.choice([1, 6, 12]), 4)]
@@ -40,7 +40,7 @@ def random_case(folder, write_dataset, seed, crowds=True):
                 box[2:] = max(box[2], 2), max(box[3], 2)
                 results.append(found(box, category, float(chance.random()), image_id))
         results.append(found([1, 1, 5, 5], int(chance.choice([1, 3, 17])), float(chance.random()), image_id))
-    return CocoDetections(write_dataset(folder / str(seed), pictures, CATEGORIES), "train"), results
+    return CocoDetections(write_dataset(folder / str(seed), images, CATEGORIES), "train"), results
 
 
 # ---- a case of each kind, made by hand
@@ -64,16 +64,16 @@ PERSON, CAT = [10, 10, 20, 40], [60, 10, 30, 30]
 def test_each_kind(tmp_path, write_dataset, kind, result):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}), (CAT, 17, {}))
     right = [found(PERSON, 1, 0.9), found(CAT, 17, 0.9)]
-    errors = find_errors(match(dataset, [*right, result]))
+    errors = find_errors(match_results(dataset, [*right, result]))
     assert [error.kind for error in errors] == [kind]
-    mended = gains(match(dataset, [*right, result]), errors)
+    mended = gains(match_results(dataset, [*right, result]), errors)
     assert mended == dict.fromkeys(KINDS, 0)  # it comes after all that is right, and costs nothing
 
 
 def test_what_is_missed_and_what_is_only_named_or_placed_wrongly(tmp_path, write_dataset):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}), (CAT, 17, {}), ([40, 40, 9, 9], 3, {}))
     named, placed = found(CAT, 3, 0.8), found([20, 10, 20, 40], 1, 0.7)
-    matched = match(dataset, [placed, named])
+    matched = match_results(dataset, [placed, named])
     errors = find_errors(matched)
     assert [error.kind for error in errors] == ["class", "location", "missed"]  # surest first
     assert [matched.objects[error.object]["category_id"] for error in errors] == [17, 1, 3]
@@ -83,7 +83,7 @@ def test_what_is_missed_and_what_is_only_named_or_placed_wrongly(tmp_path, write
 def test_an_object_mended_twice_counts_once(tmp_path, write_dataset):
     """Two poor boxes on one person: the surer one becomes right, the other goes, and is no duplicate."""
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}))
-    matched = match(dataset, [found([20, 10, 20, 40], score=0.7), found([22, 10, 20, 40], score=0.8)])
+    matched = match_results(dataset, [found([20, 10, 20, 40], score=0.7), found([22, 10, 20, 40], score=0.8)])
     errors = find_errors(matched)
     assert [error.kind for error in errors] == ["location", "location"]
     assert gains(matched, errors)["location"] == pytest.approx(1)
@@ -91,20 +91,20 @@ def test_an_object_mended_twice_counts_once(tmp_path, write_dataset):
 
 def test_a_false_detection_costs_by_its_place_in_the_ranking(tmp_path, write_dataset):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}))
-    matched = match(dataset, [found(PERSON, score=0.6), found([40, 40, 9, 9], score=0.9)])
+    matched = match_results(dataset, [found(PERSON, score=0.6), found([40, 40, 9, 9], score=0.9)])
     assert gains(matched, find_errors(matched))["background"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("mark", ["iscrowd", "difficult"])
 def test_what_counts_neither_way_is_no_error(tmp_path, write_dataset, mark):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {mark: 1}), (CAT, 17, {}))
-    matched = match(dataset, [found(PERSON), found(CAT, 17)])
+    matched = match_results(dataset, [found(PERSON), found(CAT, 17)])
     assert find_errors(matched) == [] and len(matched.objects) == len(matched.results) == 1
 
 
 def test_nothing_at_all(tmp_path, write_dataset):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}))
-    matched = match(dataset, [])
+    matched = match_results(dataset, [])
     errors = find_errors(matched)
     assert errors == [Error("missed", None, 0)]
     assert gains(matched, errors) == dict.fromkeys(KINDS, 0)  # nothing is left to score
@@ -116,7 +116,7 @@ def test_nothing_at_all(tmp_path, write_dataset):
 @pytest.mark.parametrize("seed", range(8))
 def test_average_precision_is_pycocotools(tmp_path, write_dataset, seed):
     dataset, results = random_case(tmp_path, write_dataset, seed)
-    matched = match(dataset, results)
+    matched = match_results(dataset, results)
     assert len(results) > len(matched.results)  # crowds were left out
     for category, name in CATEGORIES.items():
         of_class = [i for i, one in enumerate(matched.results) if one["category_id"] == category]
@@ -150,7 +150,7 @@ def kind_slowly(result, objects):
 
 def mend_slowly(dataset, results, kind):
     """AP50 after the data set itself was mended: other results, other objects, scored anew by pycocotools."""
-    matched = match(dataset, results)
+    matched = match_results(dataset, results)
     errors = [error for error in find_errors(matched) if error.kind == kind]
     gone = {error.result for error in errors}
     mended = [one for i, one in enumerate(matched.results) if i not in gone]
@@ -171,7 +171,7 @@ def mend_slowly(dataset, results, kind):
 @pytest.mark.parametrize("seed", range(8))
 def test_kinds_and_gains_equal_the_slow_version(tmp_path, write_dataset, seed):
     dataset, results = random_case(tmp_path, write_dataset, seed)
-    matched = match(dataset, results)
+    matched = match_results(dataset, results)
     errors = find_errors(matched)
     for error in errors:
         if error.kind != "missed":
@@ -192,13 +192,13 @@ def test_tide_itself_says_the_same(tmp_path, write_dataset, seed):
     dataset, results = random_case(tmp_path, write_dataset, seed, crowds=False)
     truth, said = tidecv.Data("truth"), tidecv.Data("said")
     for image_id in dataset.ids:
-        truth.add_image(image_id, str(image_id))  # or it passes over pictures without objects
+        truth.add_image(image_id, str(image_id))  # or it passes over images without objects
     for one in dataset.coco.dataset["annotations"]:
         truth.add_ground_truth(one["image_id"], one["category_id"], one["bbox"])
     for one in results:
         said.add_detection(one["image_id"], one["category_id"], one["score"], one["bbox"])
     run = tidecv.TIDE().evaluate(truth, said, mode=tidecv.TIDE.BOX)
-    matched = match(dataset, results)
+    matched = match_results(dataset, results)
     errors = find_errors(matched)
     ours = gains(matched, errors)
     meant = {kind: {e.object for e in errors if e.kind == kind and not matched.found[e.object]} for kind in KINDS[:2]}

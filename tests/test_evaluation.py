@@ -164,7 +164,7 @@ def test_an_object_with_id_0_counts_as_others_do(tmp_path, write_dataset):
 
 
 def test_operating_points(tmp_path, write_dataset):
-    """Counted by hand: two persons, a difficult one and a cat on two pictures."""
+    """Counted by hand: two persons, a difficult one and a cat on two images."""
     person, cat = {"bbox": [5, 5, 20, 20], "category_id": 1}, {"bbox": [50, 10, 30, 30], "category_id": 17}
     hard = {"bbox": [50, 10, 20, 20], "category_id": 1, "difficult": 1}
     dataset = CocoDetections(write_dataset(tmp_path / "d", [[person, hard], [person, cat]], CATEGORIES), "train")

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from odutils import coco, files
-from odutils.coco import Archive, download_coco, extract
+from odutils import files
+from odutils.coco import download as coco_download
+from odutils.coco.download import Archive, download_coco, extract
 from odutils.errors import InputError
 from odutils.files import download, replacing
 
@@ -69,12 +70,12 @@ def names(folder):
 
 
 def test_a_result_appears_when_the_block_ends_and_the_folder_is_made(tmp_path):
-    target = tmp_path / "runs" / "picture.png"
+    target = tmp_path / "runs" / "image.png"
     with replacing(target) as temporary:
         assert temporary.parent == target.parent and temporary.suffix == ".png"
         temporary.write_bytes(b"new")
         assert not target.exists()
-    assert target.read_bytes() == b"new" and names(target.parent) == ["picture.png"]
+    assert target.read_bytes() == b"new" and names(target.parent) == ["image.png"]
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
@@ -129,9 +130,9 @@ def test_missing_permission_is_told_where_root_may_do_everything(tmp_path, monke
     with pytest.raises(InputError, match="cannot write .*result.csv: Permission denied$"):
         with replacing(tmp_path / "result.csv"):
             pass
-    with pytest.raises(InputError, match="cannot write .*out.mp4: Permission denied: .*film.mp4"):
+    with pytest.raises(InputError, match="cannot write .*out.mp4: Permission denied: .*video.mp4"):
         with files.writing(tmp_path / "out.mp4"):
-            refuse(tmp_path / "films" / "film.mp4")
+            refuse(tmp_path / "videos" / "video.mp4")
     usual = files.Path.open
 
     def wrapped(path, *arguments, **options):
@@ -244,9 +245,9 @@ def test_a_folder_of_an_archive_is_unpacked(tmp_path):
     archive = zip_of(tmp_path / "a.zip", {"val/1.jpg": b"one", "val/deep/2.jpg": b"two", "other.txt": b"three"})
     assert extract(archive, tmp_path / "all") == tmp_path / "all"
     assert names(tmp_path / "all") == ["other.txt", "val"]
-    extract(archive, tmp_path / "pictures", inside="val")
-    assert (tmp_path / "pictures" / "deep" / "2.jpg").read_bytes() == b"two"
-    assert names(tmp_path) == ["a.zip", "all", "pictures"]
+    extract(archive, tmp_path / "images", inside="val")
+    assert (tmp_path / "images" / "deep" / "2.jpg").read_bytes() == b"two"
+    assert names(tmp_path) == ["a.zip", "all", "images"]
     with pytest.raises(InputError, match="already exists"):
         extract(archive, tmp_path / "all")
     with pytest.raises(InputError, match="no files in train"):
@@ -288,17 +289,17 @@ def test_broken_archives_leave_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_coco(tmp_path, server, monkeypatch):
-    """A COCO of two pictures on the local server."""
+    """A COCO of two images on the local server."""
     members = {
         "annotations": {"annotations/instances_train2017.json": b"{}", "annotations/instances_val2017.json": b"{}"},
         "val2017": {"val2017/1.jpg": b"one", "val2017/2.jpg": b"two"},
     }
     for name, content in members.items():
         archive = zip_of(tmp_path / "made.zip", content).read_bytes()
-        address = coco.ARCHIVES[name].address
+        address = coco_download.ARCHIVES[name].address
         server.pages[f"/{address}"] = archive
         entry = Archive(address, len(archive), hashlib.md5(archive).hexdigest(), 1000, 2)
-        monkeypatch.setitem(coco.ARCHIVES, name, entry)
+        monkeypatch.setitem(coco_download.ARCHIVES, name, entry)
     return server
 
 

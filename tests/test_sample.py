@@ -11,12 +11,12 @@ import pytest
 from numpy.random import default_rng
 from pycocotools.coco import COCO
 
-from odutils import scenes
-from odutils.backgrounds import PAINTERS
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.errors import InputError
-from odutils.sample import make_sample
-from odutils.scenes import LARGEST, LEAST_VISIBLE, SMALLEST, draw_scene, load_sprites
+from odutils.sample import scenes
+from odutils.sample.backgrounds import PAINTERS
+from odutils.sample.make import make_sample
+from odutils.sample.scenes import LARGEST, LEAST_VISIBLE, SMALLEST, draw_scene, load_sprites
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_sprites_are_whole_and_of_many_classes(sprites):
         assert alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()  # cropped
 
 
-def test_labels_are_what_can_be_seen_in_the_picture(sprites, monkeypatch):
-    """Found again from the pictures alone: each object painted in a colour of its own, without light and shadow."""
+def test_labels_are_what_can_be_seen_in_the_image(sprites, monkeypatch):
+    """Found again from the images alone: each object painted in a colour of its own, without light and shadow."""
     monkeypatch.setattr(scenes, "_cast_shadow", lambda canvas, alpha, flat: None)
     for seed in range(20):
         natural = draw_scene(default_rng(seed), sprites, size=200, objects=(4, 8))
@@ -59,7 +59,7 @@ def test_labels_are_what_can_be_seen_in_the_picture(sprites, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(scenes, "_place", flat_place)
             patched.setattr(scenes, "paint_background", black_background)
-            flat = draw_scene(default_rng(seed), sprites, size=200, objects=(4, 8)).picture[..., 0]
+            flat = draw_scene(default_rng(seed), sprites, size=200, objects=(4, 8)).image[..., 0]
         expected = {}
         for colour in set(np.unique(flat).tolist()) - {0}:
             rows, columns = np.nonzero(flat == colour)
@@ -71,17 +71,15 @@ def test_labels_are_what_can_be_seen_in_the_picture(sprites, monkeypatch):
 
 
 def black_background(rng, height, width, paint=scenes.paint_background):
-    picture, horizon = paint(rng, height, width)  # takes the same random numbers
-    return np.zeros_like(picture), horizon
+    image, horizon = paint(rng, height, width)  # takes the same random numbers
+    return np.zeros_like(image), horizon
 
 
 def test_no_pixel_belongs_to_two_objects_and_boxes_lie_inside(sprites):
     for seed in range(30):
         scene = draw_scene(default_rng(seed), sprites, size=160, objects=(1, 8))
-        height, width = scene.picture.shape[:2]
-        assert (
-            scene.picture.dtype == np.uint8 and max(height, width) == 160 and scene.masks.shape[1:] == (height, width)
-        )
+        height, width = scene.image.shape[:2]
+        assert scene.image.dtype == np.uint8 and max(height, width) == 160 and scene.masks.shape[1:] == (height, width)
         assert scene.masks.sum(axis=0).max(initial=0) <= 1
         assert len(scene.boxes) == len(scene.labels) == len(scene.masks) <= 8
         assert (scene.boxes[:, :2] >= 0).all() and (scene.boxes[:, 2:] <= [width, height]).all()
@@ -123,7 +121,7 @@ def test_what_stands_lower_is_in_front(monkeypatch, order):
     assert scene.labels.tolist() == [2, 1]  # from the nearest to the farthest
     assert scene.boxes.tolist() == [[60, 80, 100, 120], [40, 60, 80, 100]]
     assert scene.masks.sum(axis=(1, 2)).tolist() == [1600, 1600 - 400]
-    assert (scene.picture[scene.masks[0]] == (200, 0, 0)).all() and (scene.picture[65, 45] == (100, 0, 0)).all()
+    assert (scene.image[scene.masks[0]] == (200, 0, 0)).all() and (scene.image[65, 45] == (100, 0, 0)).all()
 
 
 def test_sizes_span_the_range(sprites):
@@ -131,7 +129,7 @@ def test_sizes_span_the_range(sprites):
     for seed in range(250):
         scene = draw_scene(default_rng(seed), sprites, size=160, objects=(2, 3))
         sides = (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1)
-        shares.extend(sides / min(scene.picture.shape[:2]))
+        shares.extend(sides / min(scene.image.shape[:2]))
     assert max(shares) <= LARGEST * 1.3  # a turned sprite is wider
     assert min(shares) < SMALLEST * 1.6
     counts = np.histogram(shares, bins=[0, 0.1, 0.2, 0.4, 1.0])[0]
@@ -141,16 +139,16 @@ def test_sizes_span_the_range(sprites):
 @pytest.mark.parametrize("painter", dict.fromkeys(PAINTERS), ids=lambda painter: painter.__name__)
 def test_backgrounds(painter):
     for seed in range(8):
-        picture, horizon = painter(default_rng(seed), 90, 120)
+        image, horizon = painter(default_rng(seed), 90, 120)
         again, _ = painter(default_rng(seed), 90, 120)
         other, _ = painter(default_rng(seed + 100), 90, 120)
-        assert picture.shape == (90, 120, 3) and picture.dtype == np.float32 and np.isfinite(picture).all()
-        assert (picture == again).all() and np.abs(picture - other).mean() > 1
-        assert picture.min() > -30 and picture.max() < 290  # up to the noise that is cut off afterwards
+        assert image.shape == (90, 120, 3) and image.dtype == np.float32 and np.isfinite(image).all()
+        assert (image == again).all() and np.abs(image - other).mean() > 1
+        assert image.min() > -30 and image.max() < 290  # up to the noise that is cut off afterwards
         assert horizon is None or 0 < horizon < 90
 
 
-def test_same_seed_same_bytes_and_another_seed_other_pictures(sample, tmp_path):
+def test_same_seed_same_bytes_and_another_seed_other_images(sample, tmp_path):
     again = make_sample(tmp_path / "again", images=(12, 5), size=128, seed=3)
     assert files_of(again) == files_of(sample)
     other = files_of(make_sample(tmp_path / "other", images=(12, 5), size=128, seed=4))
@@ -164,8 +162,8 @@ def test_a_larger_sample_begins_with_the_smaller_one(sample, tmp_path):
 
 
 def test_splits_differ(sample):
-    pictures = [content for name, content in files_of(sample).items() if name.endswith(".jpg")]
-    assert len(pictures) == len(set(pictures)) == 17
+    images = [content for name, content in files_of(sample).items() if name.endswith(".jpg")]
+    assert len(images) == len(set(images)) == 17
 
 
 def test_pycocotools_reads_it(sample):
@@ -176,8 +174,8 @@ def test_pycocotools_reads_it(sample):
         assert [(entry["id"], entry["name"]) for entry in categories] == list(zip(CATEGORY_IDS, CLASSES, strict=True))
         assert len(coco.getImgIds()) == count == len(list((sample / split).iterdir()))
         for image in coco.loadImgs(coco.getImgIds()):
-            picture = cv2.imread(str(sample / split / image["file_name"]))
-            assert picture.shape == (image["height"], image["width"], 3)
+            pixels = cv2.imread(str(sample / split / image["file_name"]))
+            assert pixels.shape == (image["height"], image["width"], 3)
         for annotation in coco.loadAnns(coco.getAnnIds()):
             x, y, width, height = annotation["bbox"]
             image = coco.imgs[annotation["image_id"]]
@@ -196,7 +194,7 @@ def test_annotations_are_the_scenes(sample, sprites):
         assert (boxes == scene.boxes).all()
         assert [CATEGORY_IDS.index(entry["category_id"]) + 1 for entry in found] == scene.labels.tolist()
         written = cv2.imread(str(sample / "val" / image["file_name"]))[..., ::-1]
-        assert np.abs(written.astype(int) - scene.picture).mean() < 6  # JPEG
+        assert np.abs(written.astype(int) - scene.image).mean() < 6  # JPEG
 
 
 def test_one_number_is_divided_and_a_split_may_be_empty(tmp_path):
@@ -254,7 +252,7 @@ def test_bad_sprites_are_named(tmp_path):
     with pytest.raises(InputError, match="holds no sprites"):
         load_sprites(tmp_path)
     cv2.imwrite(str(tmp_path / "cat--1.webp"), np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(InputError, match="cat--1.webp: not a picture with alpha"):
+    with pytest.raises(InputError, match="cat--1.webp: not an image with alpha"):
         load_sprites(tmp_path)
     (tmp_path / "cat--1.webp").rename(tmp_path / "unicorn--1.webp")
     with pytest.raises(InputError, match="'unicorn' is not one of COCO's classes"):

@@ -23,14 +23,14 @@ from odutils.callbacks import Callback, Share
 from odutils.datasets import CocoDetections, make_loader
 from odutils.errors import InputError
 from odutils.evaluation import score_by_source, to_results
+from odutils.images import fit
 from odutils.inference import EVALUATED, select, to_detections
 from odutils.losses import DetectionLoss
-from odutils.pictures import fit
 from odutils.presets import build, load_detector
 from odutils.recipe import Recipe
 from odutils.reports import CocoMetrics
 from odutils.resume import read_checkpoint
-from odutils.sample import make_sample
+from odutils.sample.make import make_sample
 from odutils.training import make_learner, make_optimiser, miniai, train
 
 TESTS = Path(__file__).parent
@@ -75,7 +75,7 @@ def test_a_training_leaves_its_results_and_nothing_else(unbroken):
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"train_loss", "valid_loss", "AP", "AP50"} <= rows[0].keys()
     assert all(float(row["train_loss"]) > 0 for row in rows)
-    assert load_detector(unbroken / "best.safetensors").settings["size"] == 64
+    assert load_detector(unbroken / "best.safetensors").settings.size == 64
 
 
 def test_a_complete_training_does_nothing_when_started_again(sample, unbroken):
@@ -182,7 +182,7 @@ def test_stopped_at_every_event_it_ends_like_the_unbroken_run(sample, unbroken, 
 
 
 def test_killed_at_random_moments_the_command_ends_like_an_unbroken_run(sample, tmp_path):
-    """Real processes and SIGKILL; the killed runs have a process that loads pictures, the unbroken one does without."""
+    """Real processes and SIGKILL; the killed runs have a process that loads images, the unbroken one does without."""
     options = ["train", "--data", str(sample), "--size", "64", "--epochs", "6", "--batch-size", "4", "--device", "cpu"]
     options += ["--checkpoint-every", "2", "--seed", "3"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
@@ -214,11 +214,11 @@ def test_killed_at_random_moments_the_command_ends_like_an_unbroken_run(sample, 
 
 @pytest.fixture(scope="module")
 def overfitted(sample):
-    """A `pyramid` that has seen the three validation pictures fifty times, with what its last validation reported."""
+    """A `pyramid` that has seen the three validation images fifty times, with what its last validation reported."""
     torch.manual_seed(0)
-    pictures = CocoDetections(sample, "val", 64)
-    detector = build("pyramid", pictures.classes, pretrained=True)
-    batches = list(make_loader(pictures, 3, workers=0))
+    images = CocoDetections(sample, "val", 64)
+    detector = build("pyramid", images.classes, pretrained=True)
+    batches = list(make_loader(images, 3, workers=0))
     losses = []
 
     class Losses(Callback):
@@ -228,30 +228,30 @@ def overfitted(sample):
     dls = SimpleNamespace(train=batches * 50, valid=batches)
     recipe = Recipe(epochs=1, warm_up=5, lr=3e-3, ema=0.5)
     loss = DetectionLoss(detector.grid(64, 64))
-    learn = make_learner(detector, dls, recipe, loss, "cpu", [Losses(), CocoMetrics(pictures)])
+    learn = make_learner(detector, dls, recipe, loss, "cpu", [Losses(), CocoMetrics(images)])
     learn.fit(1)
     state = next(callback for callback in learn.cbs if type(callback).__name__ == "EMA").state
     detector.load_state_dict(state)
-    return detector.eval(), pictures, losses, learn
+    return detector.eval(), images, losses, learn
 
 
-def test_a_few_pictures_can_be_learned_by_heart(overfitted):
+def test_a_few_images_can_be_learned_by_heart(overfitted):
     _, _, losses, _ = overfitted
     assert losses[49] < losses[0] / 2
     assert losses[50] < losses[0] / 2  # validation, with the averaged weights
 
 
 def test_coco_metrics_are_those_computed_by_hand(overfitted):
-    detector, pictures, _, learn = overfitted
+    detector, images, _, learn = overfitted
     results = []
-    for index in range(len(pictures)):
-        picture = pictures.picture(index)
-        square, placement = fit(picture, 64)
+    for index in range(len(images)):
+        image = images.image(index)
+        square, placement = fit(image, 64)
         with torch.no_grad():
             logits, codes = detector(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])
-        found = select(logits[0], codes[0], detector.grid(64, 64), EVALUATED, one_class_each=False)
-        results += to_results(pictures, index, to_detections(*found, placement, picture.shape))
-    by_hand = score_by_source(pictures, results)
+        found = select(logits[0], codes[0], detector.grid(64, 64), EVALUATED, class_agnostic=False)
+        results += to_results(images, index, to_detections(*found, placement, image.shape))
+    by_hand = score_by_source(images, results)
     assert by_hand["all"]["AP50"] > 0.1
     assert learn.scores["by_class"] == pytest.approx(by_hand["by_class"], abs=1e-3)
     for source, metrics in {"all": by_hand["all"], **by_hand["by_source"]}.items():
@@ -261,14 +261,14 @@ def test_coco_metrics_are_those_computed_by_hand(overfitted):
 
 
 def test_the_optimiser_has_four_groups():
-    detector, recipe = build("pyramid", ("cat", "dog")), Recipe(lr=0.1, body_lr=0.01, weight_decay=0.5)
+    detector, recipe = build("pyramid", ("cat", "dog")), Recipe(lr=0.1, backbone_lr=0.01, weight_decay=0.5)
     groups = make_optimiser(detector, recipe).param_groups
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
     assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
     for group in groups:
         for parameter in group["params"]:
-            is_body = names[id(parameter)].startswith("body.")
-            assert group["lr"] == group["base_lr"] == (0.01 if is_body else 0.1)
+            is_backbone = names[id(parameter)].startswith("backbone.")
+            assert group["lr"] == group["base_lr"] == (0.01 if is_backbone else 0.1)
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
     assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups) == 4
 
@@ -296,7 +296,7 @@ def test_what_miniai_imports_warns_of_nothing(monkeypatch, tmp_path):
 
 
 class Still(Callback):
-    """Batch norm in eval mode, so that a picture's answer does not depend on the others of its batch."""
+    """Batch norm in eval mode, so that an image's answer does not depend on the others of its batch."""
 
     def before_epoch(self, learn):
         for module in learn.detector.modules():
@@ -316,7 +316,7 @@ class Gradients(Callback):
 
 
 def joint_batch():
-    """Six pictures; the first half, by the sampler's turns, has many objects and the other few."""
+    """Six images; the first half, by the sampler's turns, has many objects and the other few."""
     chance = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=chance)
     corner = torch.rand(6, 5, 2, generator=chance) * 0.6

@@ -1,6 +1,6 @@
-"""Protects films: every frame at its time, upright, undistorted, with its sound; and no half film whatever happens.
+"""Protects videos: every frame at its time, upright, undistorted, with its sound; and no half video whatever happens.
 
-The films are made here with PyAV; the predictor is a fake that finds a bright square.
+The videos are made here with PyAV; the predictor is a fake that finds a bright square.
 """
 
 import errno
@@ -14,7 +14,7 @@ import pytest
 
 from odutils.classes import CLASSES, colour_of
 from odutils.errors import InputError
-from odutils.video import annotate_video, read_frames
+from odutils.video.annotate import annotate_video, read_frames
 
 SIDE = 24  # of the bright square, pixels
 
@@ -26,21 +26,21 @@ class Detections(NamedTuple):
 
 
 class SquareFinder:
-    """Finds the bright square; remembers the sizes of its batches and of the pictures."""
+    """Finds the bright square; remembers the sizes of its batches and of the images."""
 
     classes = CLASSES
 
     def __init__(self, fail_at=None, error=KeyboardInterrupt):
         self.batches, self.shapes, self.fail_at, self.error = [], set(), fail_at, error
 
-    def batch(self, pictures, threshold=None):
-        self.batches.append(len(pictures))
+    def batch(self, images, threshold=None):
+        self.batches.append(len(images))
         if self.fail_at is not None and sum(self.batches) >= self.fail_at:
             raise self.error
         found = []
-        for picture in pictures:
-            self.shapes.add(picture.shape)
-            ys, xs = np.nonzero(picture.min(axis=2) > 160)
+        for image in images:
+            self.shapes.add(image.shape)
+            ys, xs = np.nonzero(image.min(axis=2) > 160)
             boxes = np.float32([[xs.min(), ys.min(), xs.max(), ys.max()]]) if len(xs) else np.zeros((0, 4), np.float32)
             found.append(Detections(boxes, np.ones(len(boxes), np.int64), np.ones(len(boxes), np.float32)))
         return found
@@ -53,15 +53,15 @@ def forget(detections, seconds):
 
 def scene(index, width, height):
     """Dark, with a bright square that starts in the upper left corner and moves to the right."""
-    picture = np.full((height, width, 3), (40, 60, 90), np.uint8)
-    picture[30 : 30 + SIDE, 4 + 2 * index : 4 + 2 * index + SIDE] = 230
-    return picture
+    image = np.full((height, width, 3), (40, 60, 90), np.uint8)
+    image[30 : 30 + SIDE, 4 + 2 * index : 4 + 2 * index + SIDE] = 230
+    return image
 
 
-def make_film(
+def make_video(
     path, times=range(20), rate=20, size=(160, 96), codec="libx264", sound=None, rotation=None, start=0, **options
 ):
-    """Write a film whose frame i is shown at start + times[i] / rate seconds. sound: codec of a sine beside it."""
+    """Write a video whose frame i is shown at start + times[i] / rate seconds. sound: codec of a sine beside it."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
@@ -105,8 +105,8 @@ def assert_nothing_left(folder, *expected):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("odutils")]
 
 
-def test_the_film_is_h264_that_browsers_start_at_once(tmp_path):
-    source, target, finder = make_film(tmp_path / "a.mp4"), tmp_path / "out.mp4", SquareFinder()
+def test_the_video_is_h264_that_browsers_start_at_once(tmp_path):
+    source, target, finder = make_video(tmp_path / "a.mp4"), tmp_path / "out.mp4", SquareFinder()
     report = run(source, target, finder, batch_size=8)
     with av.open(str(target)) as container:
         stream = container.streams.video[0]
@@ -120,17 +120,17 @@ def test_the_film_is_h264_that_browsers_start_at_once(tmp_path):
 
 
 def test_boxes_are_where_the_object_is(tmp_path):
-    source, target = make_film(tmp_path / "a.mp4", size=(320, 200)), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / "a.mp4", size=(320, 200)), tmp_path / "out.mp4"
     run(source, target)
-    frames = [picture for _, picture in read_frames(target)]
-    for index, picture in enumerate(frames):
-        middle = picture[30 + SIDE // 2].astype(int)
+    frames = [image for _, image in read_frames(target)]
+    for index, image in enumerate(frames):
+        middle = image[30 + SIDE // 2].astype(int)
         reds = np.nonzero(np.abs(middle - colour_of(1)).max(axis=1) < 60)[0]
         assert abs(reds.min() - (4 + 2 * index)) <= 2 and abs(reds.max() - (4 + 2 * index + SIDE - 1)) <= 2
 
 
 def test_the_stages_are_measured_and_add_up(tmp_path):
-    report = run(make_film(tmp_path / "a.mp4"), tmp_path / "out.mp4")
+    report = run(make_video(tmp_path / "a.mp4"), tmp_path / "out.mp4")
     stages = report.network, report.draw, report.encode, report.decode
     assert all(seconds > 0 for seconds in stages)
     assert report.network + report.draw + report.encode + report.wait <= report.seconds
@@ -141,33 +141,33 @@ def test_the_stages_are_measured_and_add_up(tmp_path):
 @pytest.mark.parametrize("name, codec", [("a.avi", "mjpeg"), ("a.mkv", "ffv1")])
 def test_odd_sides_grow_by_one_and_nothing_is_moved(tmp_path, name, codec):
     source, target, finder = (
-        make_film(tmp_path / name, size=(161, 97), codec=codec),
+        make_video(tmp_path / name, size=(161, 97), codec=codec),
         tmp_path / "out.mp4",
         SquareFinder(),
     )
     report = run(source, target, finder)
     assert finder.shapes == {(97, 161, 3)} and report.frames == 20
-    before, after = [[picture for _, picture in read_frames(path)] for path in (source, target)]
+    before, after = [[image for _, image in read_frames(path)] for path in (source, target)]
     assert after[0].shape == (98, 162, 3)
     for old, new in zip(before, after, strict=True):
         assert np.abs(old[60:97, :161].astype(int) - new[60:97, :161]).mean() < 4  # below the box nothing was drawn
     assert np.abs(after[0][60:97, 160].astype(int) - after[0][60:97, 161]).max() < 12  # the new column copies the last
 
 
-def test_an_odd_film_of_a_turned_phone(tmp_path):
-    source = make_film(tmp_path / "a.mkv", size=(161, 97), codec="ffv1", rotation=90)
+def test_an_odd_video_of_a_turned_phone(tmp_path):
+    source = make_video(tmp_path / "a.mkv", size=(161, 97), codec="ffv1", rotation=90)
     finder = SquareFinder()
     run(source, tmp_path / "out.mp4", finder)
     assert finder.shapes == {(161, 97, 3)}
     assert next(read_frames(tmp_path / "out.mp4"))[1].shape == (162, 98, 3)
 
 
-def test_a_film_that_changes_its_size_keeps_the_first_and_distorts_nothing(tmp_path):
-    parts = [make_film(tmp_path / f"{side}.h264", size=(side, 96)).read_bytes() for side in (160, 240)]
+def test_a_video_that_changes_its_size_keeps_the_first_and_distorts_nothing(tmp_path):
+    parts = [make_video(tmp_path / f"{side}.h264", size=(side, 96)).read_bytes() for side in (160, 240)]
     source, target = write(tmp_path / "a.h264", b"".join(parts)), tmp_path / "out.mp4"
     assert run(source, target, transform=forget).frames == 40
-    frames = [picture for _, picture in read_frames(target)]
-    assert {picture.shape for picture in frames} == {(96, 160, 3)}
+    frames = [image for _, image in read_frames(target)]
+    assert {image.shape for image in frames} == {(96, 160, 3)}
     ys, xs = np.nonzero(frames[30].min(axis=2) > 190)
     assert abs(np.ptp(xs) - np.ptp(ys)) <= 3 and np.ptp(xs) == pytest.approx(SIDE * 160 / 240, abs=6)
     assert frames[30][80:].max() < 30  # a black bar
@@ -176,7 +176,7 @@ def test_a_film_that_changes_its_size_keeps_the_first_and_distorts_nothing(tmp_p
 def test_a_variable_frame_rate_is_kept(tmp_path):
     times = [0, 1, 2, 9, 10, 30, 31, 32, 50, 51]
     for name in ("a.mkv", "a.mp4"):
-        source, target = make_film(tmp_path / name, times=times, rate=25), tmp_path / f"{name}.out.mp4"
+        source, target = make_video(tmp_path / name, times=times, rate=25), tmp_path / f"{name}.out.mp4"
         run(source, target)
         assert [float(time) for time in times_of(target)] == pytest.approx([time / 25 for time in times], abs=1e-3)
         assert times_of(target) == times_of(source)
@@ -184,7 +184,7 @@ def test_a_variable_frame_rate_is_kept(tmp_path):
 
 
 def test_the_last_frame_is_shown_as_long_as_before(tmp_path):
-    source, target = make_film(tmp_path / "a.mp4", times=[0, 5, 10]), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / "a.mp4", times=[0, 5, 10]), tmp_path / "out.mp4"
     run(source, target)
     with av.open(str(source)) as before, av.open(str(target)) as after:
         assert before.duration == after.duration
@@ -194,19 +194,19 @@ def test_the_last_frame_is_shown_as_long_as_before(tmp_path):
     "sound, name", [("aac", "a.mp4"), ("libmp3lame", "a.mkv"), ("opus", "a.mkv"), ("flac", "a.mkv")]
 )
 def test_sound_that_mp4_holds_is_copied_byte_for_byte(tmp_path, sound, name):
-    source, target = make_film(tmp_path / name, sound=sound), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / name, sound=sound), tmp_path / "out.mp4"
     report = run(source, target)
     assert report.audio == "copied" and report.frames == 20
     before, after = packets_of(source), packets_of(target)
     assert len(before) > 5 and [data for data, _ in before] == [data for data, _ in after]
-    # against the picture the sound does not move (mp4 shows the priming of the encoder before 0, mkv does not)
+    # against the image the sound does not move (mp4 shows the priming of the encoder before 0, mkv does not)
     shift = after[0][1] - before[0][1]
     assert abs(shift) < 0.03
     assert all(abs(new - old - shift) < 0.003 for (_, old), (_, new) in zip(before, after, strict=True))
 
 
 def test_other_sound_becomes_aac(tmp_path):
-    source, target = make_film(tmp_path / "a.mkv", sound="pcm_s16le"), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / "a.mkv", sound="pcm_s16le"), tmp_path / "out.mp4"
     report = run(source, target)
     assert "AAC" in report.audio and "pcm_s16le" in report.audio
     with av.open(str(target)) as container:
@@ -218,7 +218,7 @@ def test_other_sound_becomes_aac(tmp_path):
 
 
 def test_a_broadcast_that_starts_late_starts_at_zero_with_its_sound(tmp_path):
-    source, target = make_film(tmp_path / "a.ts", sound="aac", start=3), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / "a.ts", sound="aac", start=3), tmp_path / "out.mp4"
     with av.open(str(source)) as container:
         assert container.start_time > 1_000_000
     run(source, target)
@@ -228,22 +228,22 @@ def test_a_broadcast_that_starts_late_starts_at_zero_with_its_sound(tmp_path):
 
 
 @pytest.mark.parametrize("rotation, corner", [(0, (0, 0)), (90, (1, 0)), (-90, (0, 1)), (180, (1, 1))])
-def test_films_of_a_turned_phone_come_out_upright(tmp_path, rotation, corner):
+def test_videos_of_a_turned_phone_come_out_upright(tmp_path, rotation, corner):
     """`rotation` is counterclockwise: at 90 what was the upper left corner becomes the lower left one."""
-    source, target, finder = make_film(tmp_path / "a.mp4", rotation=rotation), tmp_path / "out.mp4", SquareFinder()
+    source, target, finder = make_video(tmp_path / "a.mp4", rotation=rotation), tmp_path / "out.mp4", SquareFinder()
     run(source, target, finder, transform=forget)  # the letters of a tag are bright too
     shape = (96, 160, 3) if rotation in (0, 180) else (160, 96, 3)
     assert finder.shapes == {shape}
     for path in (source, target):
-        picture = next(read_frames(path))[1]
-        assert picture.shape == shape
-        ys, xs = np.nonzero(picture.min(axis=2) > 190)
+        image = next(read_frames(path))[1]
+        assert image.shape == shape
+        ys, xs = np.nonzero(image.min(axis=2) > 190)
         assert ((np.median(ys) > shape[0] / 2), (np.median(xs) > shape[1] / 2)) == corner
     with av.open(str(target)) as container:
         assert next(container.decode(video=0)).rotation == 0
 
 
-def test_a_mirrored_film_comes_out_as_the_player_shows_it(tmp_path):
+def test_a_mirrored_video_comes_out_as_the_player_shows_it(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=20)
@@ -283,14 +283,14 @@ def test_colours_stay_what_they_were(tmp_path, matrix):
         container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=matrix)))
         container.mux(stream.encode(None))
     run(path, target)
-    for film in (path, target):
-        picture = next(read_frames(film))[1].astype(int)
-        assert np.abs(picture[20, 80] - (20, 140, 60)).max() < 8 and np.abs(picture[80, 80] - (150, 30, 40)).max() < 8
+    for video in (path, target):
+        image = next(read_frames(video))[1].astype(int)
+        assert np.abs(image[20, 80] - (20, 140, 60)).max() < 8 and np.abs(image[80, 80] - (150, 30, 40)).max() < 8
 
 
 def test_detections_pass_through_the_hook_in_order(tmp_path):
     seen = []
-    source, target = make_film(tmp_path / "a.mp4"), tmp_path / "out.mp4"
+    source, target = make_video(tmp_path / "a.mp4"), tmp_path / "out.mp4"
     run(source, target, transform=lambda detections, seconds: seen.append(seconds) or forget(detections, seconds))
     assert seen == [index / 20 for index in range(20)]
     for (_, before), (_, after) in zip(read_frames(source), read_frames(target), strict=True):
@@ -299,16 +299,16 @@ def test_detections_pass_through_the_hook_in_order(tmp_path):
 
 def test_the_threshold_reaches_the_predictor(tmp_path):
     class Strict(SquareFinder):
-        def batch(self, pictures, threshold=None):
+        def batch(self, images, threshold=None):
             assert threshold == 0.7
-            return super().batch(pictures)
+            return super().batch(images)
 
-    assert run(make_film(tmp_path / "a.mp4"), tmp_path / "out.mp4", Strict(), threshold=0.7).frames == 20
+    assert run(make_video(tmp_path / "a.mp4"), tmp_path / "out.mp4", Strict(), threshold=0.7).frames == 20
 
 
 @pytest.mark.parametrize("limit", [1, 7, 20, 99])
-def test_a_limit_ends_picture_and_sound_together(tmp_path, limit):
-    source, target = make_film(tmp_path / "a.mp4", sound="aac"), tmp_path / "out.mp4"
+def test_a_limit_ends_image_and_sound_together(tmp_path, limit):
+    source, target = make_video(tmp_path / "a.mp4", sound="aac"), tmp_path / "out.mp4"
     report = run(source, target, limit=limit)
     assert report.frames == len(times_of(target)) == min(limit, 20) and report.notes == ()
     last = packets_of(target)[-1][1]
@@ -318,18 +318,18 @@ def test_a_limit_ends_picture_and_sound_together(tmp_path, limit):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("out of memory")])
 def test_an_interrupted_run_leaves_nothing(tmp_path, error):
-    source = make_film(tmp_path / "a.mp4", times=range(60), sound="aac")
+    source = make_video(tmp_path / "a.mp4", times=range(60), sound="aac")
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         run(source, tmp_path / "out.mp4", SquareFinder(fail_at=20, error=error))
     assert_nothing_left(tmp_path, "a.mp4")
 
 
-def test_an_interrupted_run_keeps_the_film_of_the_run_before(tmp_path):
-    source, target = make_film(tmp_path / "a.mp4"), tmp_path / "out.mp4"
-    target.write_bytes(b"the film of yesterday")
+def test_an_interrupted_run_keeps_the_video_of_the_run_before(tmp_path):
+    source, target = make_video(tmp_path / "a.mp4"), tmp_path / "out.mp4"
+    target.write_bytes(b"the video of yesterday")
     with pytest.raises(KeyboardInterrupt):
         run(source, target, SquareFinder(fail_at=1))
-    assert target.read_bytes() == b"the film of yesterday"
+    assert target.read_bytes() == b"the video of yesterday"
     assert_nothing_left(tmp_path, "a.mp4", "out.mp4")
 
 
@@ -337,8 +337,8 @@ def test_what_fails_in_the_thread_is_raised_here(tmp_path, monkeypatch):
     def broken(*arguments):
         raise MemoryError("in the thread")
 
-    source = make_film(tmp_path / "a.mp4")
-    monkeypatch.setattr("odutils.film.upright", broken)
+    source = make_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("odutils.video.upright", broken)
     with pytest.raises(MemoryError, match="in the thread"):
         run(source, tmp_path / "out.mp4")
     assert_nothing_left(tmp_path, "a.mp4")
@@ -358,7 +358,7 @@ def sound_only(path):
     return path
 
 
-def picture(path):
+def image(path):
     import cv2
 
     cv2.imwrite(str(path), scene(0, 160, 96))
@@ -366,7 +366,7 @@ def picture(path):
 
 
 def without_index(path):
-    content = make_film(path).read_bytes()
+    content = make_video(path).read_bytes()
     return write(path, content[: content.index(b"moov") - 4])  # a recording that broke off: its index comes last
 
 
@@ -374,16 +374,16 @@ BAD = {
     "no such file": lambda folder: folder / "missing.mp4",
     "is a folder": lambda folder: folder,
     "the file is empty": lambda folder: write(folder / "a.mp4", b""),
-    "cannot be read as a film": lambda folder: write(folder / "a.mp4", b"these are words, not a film\n" * 99),
-    "no video stream: it is a picture, a text": lambda folder: write(folder / "a.txt", b"words\n" * 99),
+    "cannot be read as a video": lambda folder: write(folder / "a.mp4", b"these are words, not a video\n" * 99),
+    "no video stream: it is an image, a text": lambda folder: write(folder / "a.txt", b"words\n" * 99),
     "no video stream": lambda folder: sound_only(folder / "a.m4a"),
-    "no video stream: it is a picture": lambda folder: picture(folder / "a.jpg"),
-    "cannot be read as a film \\(": lambda folder: without_index(folder / "a.mp4"),
+    "no video stream: it is an image": lambda folder: image(folder / "a.jpg"),
+    "cannot be read as a video \\(": lambda folder: without_index(folder / "a.mp4"),
 }
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_what_is_no_film_is_named_in_one_sentence(tmp_path, words):
+def test_what_is_no_video_is_named_in_one_sentence(tmp_path, words):
     (tmp_path / "in").mkdir()
     source = BAD[words](tmp_path / "in")
     with pytest.raises(InputError, match=words) as caught:
@@ -395,8 +395,8 @@ def test_what_is_no_film_is_named_in_one_sentence(tmp_path, words):
 
 
 @pytest.mark.parametrize("name, options", [("a.mp4", {"movflags": "+faststart"}), ("a.mkv", {})])
-def test_a_film_that_is_cut_short_is_annotated_as_far_as_it_goes(tmp_path, name, options):
-    source = make_film(tmp_path / name, times=range(200), size=(320, 200), sound="aac", **options)
+def test_a_video_that_is_cut_short_is_annotated_as_far_as_it_goes(tmp_path, name, options):
+    source = make_video(tmp_path / name, times=range(200), size=(320, 200), sound="aac", **options)
     content = source.read_bytes()
     write(source, content[: int(len(content) * 0.6)])
     report = run(source, tmp_path / "out.mp4")
@@ -404,8 +404,8 @@ def test_a_film_that_is_cut_short_is_annotated_as_far_as_it_goes(tmp_path, name,
     assert any("cut short" in note for note in report.notes)
 
 
-def test_a_film_with_damaged_packets_loses_only_those(tmp_path):
-    source = make_film(tmp_path / "a.mp4", times=range(100), size=(320, 200), movflags="+faststart")
+def test_a_video_with_damaged_packets_loses_only_those(tmp_path):
+    source = make_video(tmp_path / "a.mp4", times=range(100), size=(320, 200), movflags="+faststart")
     content = bytearray(source.read_bytes())
     start = content.index(b"mdat") + len(content) // 3
     content[start : start + 400] = b"\xff" * 400
@@ -414,8 +414,8 @@ def test_a_film_with_damaged_packets_loses_only_those(tmp_path):
     assert 50 < report.frames <= 100 and report.frames == len(times_of(tmp_path / "out.mp4"))
 
 
-def test_a_film_of_which_no_frame_can_be_read_is_refused(tmp_path):
-    source = make_film(tmp_path / "a.mp4", movflags="+faststart")
+def test_a_video_of_which_no_frame_can_be_read_is_refused(tmp_path):
+    source = make_video(tmp_path / "a.mp4", movflags="+faststart")
     content = bytearray(source.read_bytes())
     start = content.index(b"mdat") + 4
     content[start:] = b"\xff" * (len(content) - start)
@@ -426,8 +426,8 @@ def test_a_film_of_which_no_frame_can_be_read_is_refused(tmp_path):
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):
-    source = make_film(tmp_path / "a.mp4")
-    with pytest.raises(InputError, match="films are written as .mp4"):
+    source = make_video(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="videos are written as .mp4"):
         run(source, tmp_path / "out.avi")
     with pytest.raises(InputError, match="it is the source"):
         run(source, tmp_path / "." / "a.mp4")
@@ -442,8 +442,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    source = make_film(tmp_path / "a.mp4")
-    monkeypatch.setattr("odutils.film_writer.FilmWriter.write", full)
+    source = make_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("odutils.video_writer.VideoWriter.write", full)
     with pytest.raises(InputError, match="cannot write .*out.mp4: No space left on device"):
         run(source, tmp_path / "out.mp4")
     assert_nothing_left(tmp_path, "a.mp4")
@@ -451,7 +451,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_progress_is_shown_to_the_end_even_if_the_length_is_unknown(tmp_path, capsys):
     for name in ("a.mp4", "a.h264"):  # a raw stream has no length
-        make_film(tmp_path / name)
+        make_video(tmp_path / name)
         report = annotate_video(tmp_path / name, tmp_path / "out.mp4", SquareFinder())
         assert report.frames == 20
         assert "20/20" in capsys.readouterr().out

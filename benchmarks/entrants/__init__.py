@@ -1,6 +1,6 @@
 """Who runs in the race: the article's way, the peers' way, ours, and ours with one thing changed.
 
-Every entrant but one begins with the same ImageNet body, EfficientNet-Lite0. An entrant is a function of a `Course`
+Every entrant but one begins with the same ImageNet backbone, EfficientNet-Lite0. An entrant is a function of a `Course`
 that returns a `Run`.
 """
 
@@ -10,7 +10,7 @@ from entrants.article import article, article_by_our_recipe, mended_article
 from entrants.course import Course, Run
 from entrants.ours import (
     HeadWithoutFusion,
-    Lite2Body,
+    Lite2Backbone,
     LossWithFocal,
     LossWithL1,
     LossWithTaskAlignment,
@@ -26,7 +26,7 @@ __all__ = ["ENTRANTS", "Course", "Run"]
 ENTRANTS = {
     "article": ("the article's recipe: its code as it stands", article),
     "article_mended": ("the article's recipe, its defects mended (preset `article`)", mended_article),
-    "article_our_recipe": ("the same by our recipe: rates, schedule, body trained", article_by_our_recipe),
+    "article_our_recipe": ("the same by our recipe: rates, schedule, backbone trained", article_by_our_recipe),
     "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),
     "pyramid": ("`pyramid`", pyramid),
@@ -36,9 +36,9 @@ ENTRANTS = {
     "focal": ("focal loss instead of quality focal loss", partial(pyramid, loss=LossWithFocal)),
     "no_crop": ("neither crop nor zoom-out", partial(pyramid, augment=partial(Augment, crop=False))),
     "no_average": ("without the moving average of weights", partial(pyramid, average=False)),
-    "trained_norms": ("batch norm of the body trained", partial(pyramid, frozen_norms=False)),
+    "trained_norms": ("batch norm of the backbone trained", partial(pyramid, frozen_norms=False)),
     "no_mask": ("partial labels taken for complete", partial(pyramid, masked=False)),
     "task_aligned": ("task-aligned matching instead of ATSS", partial(pyramid, loss=LossWithTaskAlignment)),
-    "mosaic": ("mosaic of four pictures for every second one", partial(pyramid, source=WithMosaic)),
-    "lite2": ("a larger body, EfficientNet-Lite2", partial(pyramid, body=Lite2Body)),
+    "mosaic": ("mosaic of four images for every second one", partial(pyramid, source=WithMosaic)),
+    "lite2": ("a larger backbone, EfficientNet-Lite2", partial(pyramid, backbone=Lite2Backbone)),
 }

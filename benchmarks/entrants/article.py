@@ -1,4 +1,4 @@
-"""The article's way: its own code as it stands, and our preset `article`; both on the Lite0 body, which is frozen."""
+"""The article's way: its own code as it stands, and our preset `article`; both on a frozen Lite0 backbone."""
 
 from types import SimpleNamespace
 
@@ -16,14 +16,14 @@ from odutils.anchors import article_grid
 from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Detections, Predictor
 from odutils.losses import DetectionLoss
-from odutils.model import ArticleHead, Detector, LiteBody, ShrinkingStage
+from odutils.model import ArticleHead, Detector, LiteBackbone, Settings, ShrinkingStage
 from odutils.training import miniai
 
 LR, BATCH = 1e-4, 32  # the article's; the rate stays as it is to the end
 
 
-class CoarsestMap(LiteBody):
-    """The Lite0 body's last map alone: (N, 3, 224, 224) -> (N, 1280, 7, 7)."""
+class CoarsestMap(LiteBackbone):
+    """The Lite0 backbone's last map alone: (N, 3, 224, 224) -> (N, 1280, 7, 7)."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return super().forward(pixels)[-1]
@@ -49,20 +49,20 @@ class ArticleExamples(Dataset):
 
 
 class ArticlePredictor:
-    """The article's own way from a picture to detections, but for the score threshold, which is everybody's."""
+    """The article's own way from an image to detections, but for the score threshold, which is everybody's."""
 
     def __init__(self, code, model: nn.Module):
         self.code, self.model = code, model
 
     @torch.inference_mode()
-    def batch(self, pictures: list[np.ndarray], threshold: float, one_class_each: bool) -> list[Detections]:
+    def batch(self, images: list[np.ndarray], threshold: float, class_agnostic: bool) -> list[Detections]:
         found = []
-        for picture in pictures:
-            pixels = self.code.normalize(self.code.tfms.ToTensor()(cv2.resize(picture, (SIZE, SIZE))))
+        for image in images:
+            pixels = self.code.normalize(self.code.tfms.ToTensor()(cv2.resize(image, (SIZE, SIZE))))
             logits, codes = self.model(pixels[None])
             scores, labels, boxes = self.code.nms(codes, logits, conf_thresh=threshold)
             best = scores.argsort(descending=True)
-            boxes = boxes[best].float().numpy() * np.float32(picture.shape[1::-1] * 2)  # (K, 4) in pixels
+            boxes = boxes[best].float().numpy() * np.float32(image.shape[1::-1] * 2)  # (K, 4) in pixels
             found.append(Detections(boxes, labels[best].numpy(), scores[best].numpy()))
         return found
 
@@ -87,11 +87,11 @@ def article(course: Course) -> Run:
 
 
 def mended_detector(classes: tuple[str, ...]) -> Detector:
-    """Our preset `article` on the Lite0 body."""
+    """Our preset `article` on the Lite0 backbone."""
     head = ArticleHead(len(classes))
     head.stages[0] = ShrinkingStage(1280, 256, 1, dropout=0.4)
-    settings = dict(preset="article", classes=classes, size=SIZE, squash=True)
-    detector = Detector(CoarsestMap(pretrained=True), head, article_grid, MEAN, STD, **settings)
+    settings = Settings(preset="article", classes=classes, size=SIZE, squash=True)
+    detector = Detector(CoarsestMap(pretrained=True), head, article_grid, MEAN, STD, settings)
     return detector.to(memory_format=torch.channels_last)
 
 
@@ -99,13 +99,13 @@ def mended_article(course: Course) -> Run:
     dataset, learner, budget = examples(course, squash=True), miniai(), Budget(course.minutes)
     detector, sampler = mended_detector(dataset.classes), Endless(len(dataset), course.seed)
     dls = SimpleNamespace(train=make_loader(dataset, BATCH, sampler, workers=0), valid=[])
-    cbs = [CountSteps(), learner.TrainCB(), callbacks.FreezeBody(whole=True), budget]
+    cbs = [CountSteps(), learner.TrainCB(), callbacks.FreezeBackbone(whole=True), budget]
     learn = learner.Learner(detector, dls, DetectionLoss(article_grid(), "article"), LR, cbs, torch.optim.AdamW)
     learn.detector = detector
     return Run(learn, Predictor(detector, "cpu"), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE).byte())
 
 
 def article_by_our_recipe(course: Course) -> Run:
-    """Head, anchors, matching and loss of the article; rates, schedule, average and trained body of `pyramid`."""
+    """Head, anchors, matching and loss of the article; rates, schedule, average and trained backbone of `pyramid`."""
     dataset = examples(course, squash=True)
     return our_run(course, mended_detector(dataset.classes), DetectionLoss(article_grid(), "article"), dataset)

@@ -1,4 +1,4 @@
-"""What is the same for all entrants: pictures, minutes, order, and how a run counts its time."""
+"""What is the same for all entrants: images, minutes, order, and how a run counts its time."""
 
 import math
 import time
@@ -21,11 +21,11 @@ SIZE = 224  # px of every entrant's square input: the article's anchors are made
 MEAN, STD = [127.0] * 3, [128.0] * 3  # of EfficientNet-Lite0's pixels
 # Optimiser, rates and batch of all entrants but the article's: half the usual batch, for more steps in few minutes, and
 # the rates lowered to fit.
-OURS = Recipe(size=SIZE, batch_size=8, lr=1e-3, body_lr=1.4e-4)
+OURS = Recipe(size=SIZE, batch_size=8, lr=1e-3, backbone_lr=1.4e-4)
 
 
 class Course(NamedTuple):
-    """What is the same for all entrants: the pictures, the minutes of CPU time, the seed."""
+    """What is the same for all entrants: the images, the minutes of CPU time, the seed."""
 
     data: Path
     split: str
@@ -38,14 +38,14 @@ class Run(NamedTuple):
     """An entrant, ready to start."""
 
     learn: object  # miniai's Learner; `learn.detector` is the network
-    predictor: object  # has `batch(pictures, threshold, one_class_each)`
+    predictor: object  # has `batch(images, threshold, class_agnostic)`
     sampler: "Endless"
     batch_size: int
-    picture: Tensor  # what the network takes for one picture: for counting
+    image: Tensor  # what the network takes for one image: for counting
 
 
 class Endless(Sampler):
-    """(epoch, index) without end: every picture once an epoch, in an order that follows from the seed and the epoch.
+    """(epoch, index) without end: every image once an epoch, in an order that follows from the seed and the epoch.
 
     start: the number of examples that were seen before an interruption.
     """

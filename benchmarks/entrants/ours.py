@@ -15,12 +15,12 @@ from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Predictor
 from odutils.losses import DetectionLoss, paired_iou
 from odutils.matching import assign, pairwise_iou
-from odutils.model import Detector, LiteBody, PyramidHead
+from odutils.model import Detector, LiteBackbone, PyramidHead, Settings
 from odutils.training import make_learner
 
 
 class HeadWithoutFusion(PyramidHead):
-    """Every level sees its own map of the body only."""
+    """Every level sees its own map of the backbone only."""
 
     def fuse(self, features: list[Tensor]) -> list[Tensor]:
         maps = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
@@ -78,19 +78,19 @@ class LossWithTaskAlignment(DetectionLoss):
         return assign(score, pairwise_iou(boxes, grid.boxes)[1], grid.boxes, labels)
 
 
-class TrainedNorms(callbacks.FreezeBody):
-    """The body's batch norm learns, and takes its statistics from the batches; its first layers stay frozen."""
+class TrainedNorms(callbacks.FreezeBackbone):
+    """The backbone's batch norm learns, and takes its statistics from the batches; its first layers stay frozen."""
 
     def before_fit(self, learn):
         super().before_fit(learn)
         for norm in self.norms:
             norm.requires_grad_(True)
-        for part in learn.detector.body.frozen_parts():
+        for part in learn.detector.backbone.frozen_parts():
             part.requires_grad_(False)
         self.norms = []  # none is put into eval mode
 
 
-class Lite2Body(LiteBody):
+class Lite2Backbone(LiteBackbone):
     """EfficientNet-Lite2: wider and deeper, made for 260 px. (The package that holds it has no other use here.)"""
 
     channels = (48, 120, 1280)
@@ -99,7 +99,7 @@ class Lite2Body(LiteBody):
 
 def pyramid(
     course: Course,
-    body: type[LiteBody] = LiteBody,
+    backbone: type[LiteBackbone] = LiteBackbone,
     head: type[PyramidHead] = PyramidHead,
     loss: type[DetectionLoss] = DetectionLoss,
     match=None,
@@ -112,12 +112,12 @@ def pyramid(
     dataset = examples(course, augment=augment, source=source)
     if not masked:
         dataset.known_of = {}
-    body = body(pretrained=True)
-    settings = dict(preset="pyramid", classes=dataset.classes, size=SIZE, squash=False)
-    detector = Detector(body, head(body.channels, len(dataset.classes)), pyramid_grid, MEAN, STD, **settings)
+    backbone = backbone(pretrained=True)
+    settings = Settings(preset="pyramid", classes=dataset.classes, size=SIZE, squash=False)
+    detector = Detector(backbone, head(backbone.channels, len(dataset.classes)), pyramid_grid, MEAN, STD, settings)
     detector.to(memory_format=torch.channels_last)
     left_out = [] if average else [callbacks.EMA]
-    left_out += [] if frozen_norms else [callbacks.FreezeBody]
+    left_out += [] if frozen_norms else [callbacks.FreezeBackbone]
     instead = [] if frozen_norms else [TrainedNorms()]
     return our_run(
         course, detector, loss(detector.grid(SIZE, SIZE), "quality", match), dataset, tuple(left_out), instead

@@ -1,4 +1,4 @@
-"""The peers' way: torchvision's models on our body, with our optimiser, augmentation and average of weights."""
+"""The peers' way: torchvision's models on our backbone, with our optimiser, augmentation and average of weights."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -17,25 +17,25 @@ from torchvision.ops.misc import Conv2dNormActivation
 from entrants.course import MEAN, OURS, SIZE, STD, Budget, CountSteps, Course, Endless, Pace, Run, examples
 from odutils import callbacks
 from odutils.datasets import CocoDetections, make_loader
+from odutils.images import fit
 from odutils.inference import EVALUATED, Detections, to_detections
-from odutils.model import LiteBody
-from odutils.pictures import fit
+from odutils.model import LiteBackbone
 from odutils.training import make_optimiser, miniai
 
 
 class Backbone(nn.Module):
-    """The Lite0 body and the layers between it and torchvision's head: pixels -> {name: map}."""
+    """The Lite0 backbone and the layers between it and torchvision's head: pixels -> {name: map}."""
 
     def __init__(self, neck: nn.Module, out_channels):
         super().__init__()
-        self.body, self.neck, self.out_channels = LiteBody(pretrained=True), neck, out_channels
+        self.backbone, self.neck, self.out_channels = LiteBackbone(pretrained=True), neck, out_channels
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.neck(self.body(pixels.contiguous(memory_format=torch.channels_last)))
+        return self.neck(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
 
 
 class ExtraMaps(nn.Module):
-    """The last two maps of the body and four smaller ones, as torchvision's SSDLite adds them to its own body."""
+    """The last two maps of the backbone and four smaller ones, as torchvision's SSDLite adds them to its own."""
 
     channels = (112, 1280, 512, 256, 256, 128)
 
@@ -78,8 +78,8 @@ class Peer(nn.Module):
         self.model = model
 
     @property
-    def body(self) -> nn.Module:
-        return self.model.backbone.body
+    def backbone(self) -> nn.Module:
+        return self.model.backbone.backbone
 
     def forward(self, images: Tensor, targets: list[dict] | None = None):
         """images: (N, 3, S, S) uint8.   Returns torchvision's losses, or its detections in pixels of the input."""
@@ -105,12 +105,12 @@ class PeerPredictor:
         self.peer = peer
 
     @torch.inference_mode()
-    def batch(self, pictures: list[np.ndarray], threshold: float, one_class_each: bool) -> list[Detections]:
-        fitted, placements = zip(*(fit(picture, SIZE) for picture in pictures), strict=True)
+    def batch(self, images: list[np.ndarray], threshold: float, class_agnostic: bool) -> list[Detections]:
+        fitted, placements = zip(*(fit(image, SIZE) for image in images), strict=True)
         answers = self.peer.eval()(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2))
         return [
-            to_detections(a["boxes"] / SIZE, a["labels"], a["scores"], placement, picture.shape)
-            for a, placement, picture in zip(answers, placements, pictures, strict=True)
+            to_detections(a["boxes"] / SIZE, a["labels"], a["scores"], placement, image.shape)
+            for a, placement, image in zip(answers, placements, images, strict=True)
         ]
 
 
@@ -126,7 +126,7 @@ def peer_run(course: Course, dataset: CocoDetections, model: nn.Module) -> Run:
     cbs = [
         CountSteps(),
         Step(),
-        callbacks.FreezeBody(),
+        callbacks.FreezeBackbone(),
         Pace(budget),
         callbacks.ClipGradients(),
         callbacks.EMA(OURS.ema),
@@ -153,7 +153,7 @@ def ssdlite(course: Course) -> Run:
 
 def fcos(course: Course) -> Run:
     dataset, width = examples(course), 96  # as wide as the towers of `pyramid`
-    neck = FeaturePyramidNetwork(list(LiteBody.channels), width, extra_blocks=LastLevelP6P7(width, width))
+    neck = FeaturePyramidNetwork(list(LiteBackbone.channels), width, extra_blocks=LastLevelP6P7(width, width))
     options = dict(min_size=SIZE, max_size=SIZE)
     model = FCOS(Backbone(Named(neck), width), len(dataset.classes) + 1, **options, **PIXELS)
     return peer_run(course, dataset, model)

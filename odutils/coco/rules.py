@@ -24,7 +24,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-OUTSIDE = 0.5  # pixels that a box may reach beyond its picture: rounding, in COCO's own files too
+OUTSIDE = 0.5  # pixels that a box may reach beyond its image: rounding, in COCO's own files too
 ID = Rule(lambda v: type(v) is int and abs(v) < 1 << 63, "a whole number")
 LENGTH = Rule(lambda v: type(v) is int and 0 < v < 1 << 31, "a whole number of pixels above 0")
 NAME = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a text")
@@ -80,7 +80,7 @@ def sort_out(where: str, part: str, entry: Any) -> tuple[dict, list[tuple[str, s
 
 
 def fault_of_box(box: list[float], right: float, bottom: float) -> str | None:
-    """What is wrong with a box [x, y, w, h] in a picture of right × bottom pixels, None if nothing is."""
+    """What is wrong with a box [x, y, w, h] in an image of right × bottom pixels, None if nothing is."""
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return "box without area"

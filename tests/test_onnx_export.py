@@ -13,12 +13,12 @@ from odutils.__main__ import main
 from odutils.anchors import article_grid, pyramid_grid
 from odutils.article_weights import published_grid
 from odutils.errors import InputError
-from odutils.export import cells, export
-from odutils.exported import ExportedDetector
 from odutils.files import DATA
+from odutils.images import list_images, read_image
 from odutils.inference import EVALUATED, Predictor
-from odutils.model import ArticleHead, Detector
-from odutils.pictures import list_pictures, read_picture
+from odutils.model import ArticleHead, Detector, Settings
+from odutils.onnx_detector import ExportedDetector
+from odutils.onnx_export import cells, export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
 onnx = pytest.importorskip("onnx")
@@ -83,7 +83,7 @@ def assert_equal(found, expected, width):
 
 def test_the_same_detections_on_photographs(predictors):
     eager, exported = predictors
-    photographs, count = [read_picture(path) for path in list_pictures(DATA / "photos")], 0
+    photographs, count = [read_image(path) for path in list_images(DATA / "photos")], 0
     for photograph in photographs:
         for threshold in (None, 0.2):
             expected = eager(photograph, **{"threshold": threshold} if threshold else {})
@@ -98,7 +98,7 @@ def test_the_same_detections_on_photographs(predictors):
 
 def test_nearly_all_of_what_evaluation_keeps(predictors):
     """At its threshold rounding may tip a suppression now and then; two of a hundred may differ."""
-    photograph = read_picture(DATA / "photos" / "street.jpg")
+    photograph = read_image(DATA / "photos" / "street.jpg")
     expected, found = (predictor(photograph, threshold=EVALUATED) for predictor in predictors)
     assert abs(len(found.labels) - len(expected.labels)) <= 2 and len(expected.labels) > 50
     assert len(set(found.scores.round(3)) & set(expected.scores.round(3))) > 0.9 * len(set(expected.scores.round(3)))
@@ -106,11 +106,11 @@ def test_nearly_all_of_what_evaluation_keeps(predictors):
 
 @pytest.mark.parametrize("grid", [article_grid, published_grid])
 def test_the_articles_head_and_grids(grid, tmp_path):
-    """Squashed input of one size, tanh coding, 45 anchors a cell; on a body small enough for a test."""
+    """Squashed input of one size, tanh coding, 45 anchors a cell; on a backbone small enough for a test."""
     torch.manual_seed(0)
-    settings = dict(preset="article", classes=("bolt", "nut"), size=224, squash=True)
-    body = nn.Conv2d(3, 512, 32, stride=32)  # (N, 512, 7, 7)
-    detector = Detector(body, ArticleHead(2), grid, [120.0] * 3, [60.0] * 3, **settings).eval()
+    settings = Settings(preset="article", classes=("bolt", "nut"), size=224, squash=True)
+    backbone = nn.Conv2d(3, 512, 32, stride=32)  # (N, 512, 7, 7)
+    detector = Detector(backbone, ArticleHead(2), grid, [120.0] * 3, [60.0] * 3, settings).eval()
     exported = ExportedDetector(export(detector, tmp_path / "article.onnx"))
     images = random_images(2, 3, 224, 224)
     with torch.inference_mode():
@@ -138,12 +138,12 @@ def test_the_file_is_as_small_as_the_weights_and_as_exact(model):
 
 def test_what_half_precision_would_round_stays_as_it_is(tmp_path):
     torch.manual_seed(0)
-    body = nn.Conv2d(3, 512, 32, stride=32)
-    settings = dict(preset="article", classes=("bolt",), size=224, squash=True)
-    detector = Detector(body, ArticleHead(1), article_grid, [120.1] * 3, [60.0] * 3, **settings).eval()
+    backbone = nn.Conv2d(3, 512, 32, stride=32)
+    settings = Settings(preset="article", classes=("bolt",), size=224, squash=True)
+    detector = Detector(backbone, ArticleHead(1), article_grid, [120.1] * 3, [60.0] * 3, settings).eval()
     stored = onnx.load(export(detector, tmp_path / "fresh.onnx")).graph.initializer
-    (weight,) = (onnx.numpy_helper.to_array(t) for t in stored if t.name == "detector.body.weight")
-    assert np.array_equal(weight, body.weight.detach().numpy())
+    (weight,) = (onnx.numpy_helper.to_array(t) for t in stored if t.name == "detector.backbone.weight")
+    assert np.array_equal(weight, backbone.weight.detach().numpy())
 
 
 # ---- what the file says of itself
@@ -153,7 +153,7 @@ def test_metadata_can_be_read_without_this_package(detector, model):
     loaded = onnx.load(model)
     onnx.checker.check_model(loaded, full_check=True)
     about = {one.key: json.loads(one.value) for one in loaded.metadata_props}
-    assert about["classes"] == list(detector.settings["classes"])
+    assert about["classes"] == list(detector.settings.classes)
     assert (about["size"], about["squash"], about["threshold"]) == (416, False, 0.41)
     assert (about["grey"], about["multiple"]) == (114, 64)
     assert (about["same_class_iou"], about["any_class_iou"]) == (0.5, 0.7)
@@ -165,21 +165,21 @@ def test_the_file_and_its_description_are_enough(model, predictors):
     """What somebody does who has the file alone: their own letterbox, suppression left out."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    picture = read_picture(DATA / "photos" / "kitten.jpg")
-    scale = about["size"] / max(picture.shape)
-    sides = [round(side * scale) for side in picture.shape[1::-1]]
-    small = np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.BILINEAR))
+    image = read_image(DATA / "photos" / "kitten.jpg")
+    scale = about["size"] / max(image.shape)
+    sides = [round(side * scale) for side in image.shape[1::-1]]
+    small = np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
     height, width = (-(-side // about["multiple"]) * about["multiple"] for side in small.shape[:2])
     images = np.full((1, 3, height, width), about["grey"], np.uint8)
     images[0, :, : small.shape[0], : small.shape[1]] = small.transpose(2, 0, 1)
     logits, boxes = session.run(["logits", "boxes"], {"images": images})
     scores = 1 / (1 + np.exp(-logits[0]))  # (A, C)
     anchor, column = np.unravel_index(scores.argmax(), scores.shape)
-    expected = predictors[0](picture)
+    expected = predictors[0](image)
     assert about["classes"][column] == predictors[0].classes[expected.labels[0] - 1] == "cat"
     assert abs(scores[anchor, column] - expected.scores[0]) < 1e-3
-    in_picture = boxes[0, anchor] * [width, height, width, height] / scale
-    assert np.abs(in_picture - expected.boxes[0]).max() < 0.005 * max(picture.shape)
+    in_image = boxes[0, anchor] * [width, height, width, height] / scale
+    assert np.abs(in_image - expected.boxes[0]).max() < 0.005 * max(image.shape)
 
 
 def test_the_command_and_detect(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Labelled scenes: sprites with light and shadow on a background.
 
-The labels are exact to the pixel. A box holds what remains visible of an object: what is cut off by the picture's edge
+The labels are exact to the pixel. A box holds what remains visible of an object: what is cut off by the image's edge
 or hidden by an object before it does not count. An object of which too little would remain (`LEAST_VISIBLE`,
-`LEAST_PIXELS`) is not drawn at all, so that nothing in a picture goes unlabelled.
+`LEAST_PIXELS`) is not drawn at all, so that nothing in an image goes unlabelled.
 """
 
 import os
@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from odutils.backgrounds import paint_background
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
+from odutils.sample.backgrounds import paint_background
 
 SPRITES = DATA / "sprites"
-SMALLEST, LARGEST = 0.05, 0.70  # an object's longer side, as a share of the picture's shorter side
+SMALLEST, LARGEST = 0.05, 0.70  # an object's longer side, as a share of the image's shorter side
 LEAST_VISIBLE = 0.35  # share of an object's silhouette that must be seen
 LEAST_PIXELS = 16
 SHAPES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.75))  # height and width, as shares of `size`
@@ -34,20 +34,20 @@ class Sprite(NamedTuple):
 class Placed(NamedTuple):
     label: int
     layer: np.ndarray  # (H, W, 4) uint8: the sprite where it stands, alone; RGB multiplied by alpha, then alpha
-    silhouette: float  # pixels that it would cover if nothing hid it and the picture had no edges
-    foot: float  # its lowest row; may lie below the picture
+    silhouette: float  # pixels that it would cover if nothing hid it and the image had no edges
+    foot: float  # its lowest row; may lie below the image
 
 
 class Scene(NamedTuple):  # objects from the nearest to the farthest
-    picture: np.ndarray  # (H, W, 3) uint8 RGB
+    image: np.ndarray  # (H, W, 3) uint8 RGB
     boxes: np.ndarray  # (M, 4) int64 pixel xyxy: columns x1…x2-1 and rows y1…y2-1 hold what is visible
     labels: np.ndarray  # (M,) int64
     masks: np.ndarray  # (M, H, W) bool: the visible part of each object, more than half opaque
 
 
 def load_sprites(folder: str | os.PathLike = SPRITES) -> list[Sprite]:
-    """Read `<class>--<anything>.webp` pictures with alpha. Raises InputError for a folder without any, a name that is
-    no class of COCO, a picture that cannot be read or has no alpha."""
+    """Read `<class>--<anything>.webp` images with alpha. Raises InputError for a folder without any, a name that is
+    no class of COCO, an image that cannot be read or has no alpha."""
     sprites = []
     for path in sorted(Path(folder).glob("*.webp")):
         name = path.name.split("--")[0].replace("_", " ")
@@ -55,7 +55,7 @@ def load_sprites(folder: str | os.PathLike = SPRITES) -> list[Sprite]:
         if name not in CLASSES:
             raise InputError(f"{path}: {name!r} is not one of COCO's classes: name sprites <class>--<anything>.webp")
         if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
-            raise InputError(f"{path}: not a picture with alpha: sprites are cut-out pictures")
+            raise InputError(f"{path}: not an image with alpha: sprites are cut-out images")
         left, top, width, height = cv2.boundingRect(pixels[..., 3])
         pixels = cv2.cvtColor(pixels[top : top + height, left : left + width], cv2.COLOR_BGRA2RGBA)
         pixels[..., :3] = np.rint(pixels[..., :3] * (pixels[..., 3:] / 255.0))
@@ -68,7 +68,7 @@ def load_sprites(folder: str | os.PathLike = SPRITES) -> list[Sprite]:
 def draw_scene(rng: Generator, sprites: list[Sprite], size: int = 320, objects: tuple[int, int] = (1, 6)) -> Scene:
     """Draw one scene: `objects[0]` to `objects[1]` sprites (fewer where one would hide another) on a background.
 
-    size: the picture's longer side in pixels; it is square, 4:3 or 3:4.
+    size: the image's longer side in pixels; it is square, 4:3 or 3:4.
     """
     height, width = (round(share * size) for share in SHAPES[rng.integers(len(SHAPES))])
     canvas, horizon = paint_background(rng, height, width)
@@ -112,7 +112,7 @@ def _place(
         pixels = pixels[:, ::-1]
     light = pixels[..., :3] * rng.uniform(0.8, 1.15)
     pixels = np.dstack((np.minimum(light, pixels[..., 3:]).astype(np.uint8), pixels[..., 3]))  # never above alpha
-    margin = 0.35 * np.array(sides)  # an edge of the picture cuts off 15 % of a side at most
+    margin = 0.35 * np.array(sides)  # an edge of the image cuts off 15 % of a side at most
     x, y = rng.uniform(margin, np.array([width, height]) - margin)
     if horizon is not None:
         if label in AIRBORNE:

@@ -16,7 +16,7 @@ from numpy.random import default_rng
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.errors import InputError
 from odutils.files import writing
-from odutils.scenes import Scene, draw_scene, load_sprites
+from odutils.sample.scenes import Scene, draw_scene, load_sprites
 
 DESCRIPTION = "odutils sample"  # in every annotation file: what may be replaced by another sample
 DRAWING = 1  # counts changes of how scenes look: an older sample is drawn again
@@ -30,21 +30,19 @@ def make_sample(
     seed: int = 0,
     objects: tuple[int, int] = (1, 6),
 ) -> Path:
-    """Write `root/annotations/instances_{train,val}.json` and the pictures in `root/train/`, `root/val/`.
+    """Write `root/annotations/instances_{train,val}.json` and the images in `root/train/`, `root/val/`.
 
     images: how many for train and for val; a single number is the sum, of which a fifth goes to val.
-    size: the longer side in pixels.   seed: picture i of a split depends on the seed, the split and i only.
+    size: the longer side in pixels.   seed: image i of a split depends on the seed, the split and i only.
     `root` appears when it is whole. The same sample that is there already is kept; another one is replaced; a folder
     with anything else in it is refused. Returns `root`. Raises InputError for that, for numbers that make no sense, for
     missing sprites, and for a place that cannot be written to.
     """
     counts = (images - images // 5, images // 5) if isinstance(images, int) else tuple(images)
     if min(counts) < 0 or sum(counts) < 1:
-        raise InputError(f"images={images}: a sample needs at least one picture")
+        raise InputError(f"images={images}: a sample needs at least one image")
     if size < 64 or not 1 <= objects[0] <= objects[1]:
-        raise InputError(
-            f"size={size}, objects={objects}: pictures need 64 pixels or more, and scenes an object or more"
-        )
+        raise InputError(f"size={size}, objects={objects}: images need 64 pixels or more, and scenes an object or more")
     if seed < 0:
         raise InputError(f"seed={seed}: must be 0 or more")
     settings = {"images": counts, "size": size, "seed": seed, "objects": objects, "drawing": DRAWING}
@@ -96,13 +94,13 @@ def _write_split(root: Path, split: str, info: dict, scenes: Iterable[Scene]) ->
     images, annotations = [], []
     for number, scene in enumerate(scenes, start=1):
         name = f"{number:06}.jpg"
-        height, width = scene.picture.shape[:2]
+        height, width = scene.image.shape[:2]
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for (x1, y1, x2, y2), label, mask in zip(scene.boxes.tolist(), scene.labels, scene.masks, strict=True):
             annotation = {"id": len(annotations) + 1, "image_id": number, "category_id": CATEGORY_IDS[label - 1]}
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(mask.sum()), "iscrowd": 0}
             annotations.append(annotation | box)
-        jpeg = cv2.imencode(".jpg", scene.picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
         (root / split / name).write_bytes(jpeg.tobytes())
     categories = [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}

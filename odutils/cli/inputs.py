@@ -17,20 +17,20 @@ def complain(problem: Exception | str) -> None:
     print("odutils:", " ".join(" ".join(lines).split()), file=sys.stderr)
 
 
-def find_pictures(paths: Sequence[str]) -> tuple[list[Path], int]:
-    """The pictures that are named or lie in the folders named, each once, and the exit code so far.
+def find_images(paths: Sequence[str]) -> tuple[list[Path], int]:
+    """The images that are named or lie in the folders named, each once, and the exit code so far.
 
     What is not there is told and gives 1, the rest is done; InputError if there is no rest.
     """
-    from odutils.pictures import list_pictures
+    from odutils.images import list_images
 
     found, problems = {}, []
     for path in map(Path, paths):
         try:
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder")
-            for picture in list_pictures(path) if path.is_dir() else [path]:
-                found.setdefault(picture.resolve(), picture)
+            for image in list_images(path) if path.is_dir() else [path]:
+                found.setdefault(image.resolve(), image)
         except InputError as error:
             problems.append(error)
     if not found:
@@ -40,12 +40,12 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[Path], int]:
     return list(found.values()), 1 if problems else 0
 
 
-def name_targets(pictures: Sequence[Path], out: Path) -> list[Path]:
-    """A file in `out` for each picture: of its name, numbered where that is taken; .jpg for kinds not written."""
+def name_targets(images: Sequence[Path], out: Path) -> list[Path]:
+    """A file in `out` for each image: of its name, numbered where that is taken; .jpg for kinds not written."""
     from odutils.drawing import SUFFIXES
 
-    sources, targets, taken = {path.resolve() for path in pictures}, [], set()
-    for path in pictures:
+    sources, targets, taken = {path.resolve() for path in images}, [], set()
+    for path in images:
         suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".jpg"
         name, number = path.stem + suffix, 2
         while name.lower() in taken:  # some file systems do not tell upper from lower case

@@ -1,7 +1,7 @@
-"""A film in, the same film with boxes out: H.264 in mp4, which every browser plays.
+"""A video in, the same video with boxes out: H.264 in mp4, which every browser plays.
 
 A thread decodes while the network works on the frames before. Frame times, pixel shape, colour description and sound of
-the source are kept; a film that was turned in the player is turned here.
+the source are kept; a video that was turned in the player is turned here.
 """
 
 import queue
@@ -14,14 +14,14 @@ from typing import NamedTuple
 from odutils.drawing import draw_detections
 from odutils.errors import InputError
 from odutils.files import replacing
-from odutils.film import FilmReader, read_frames
-from odutils.film_writer import FilmWriter
+from odutils.video.reader import VideoReader, read_frames
+from odutils.video.writer import VideoWriter
 
 __all__ = ["VideoReport", "annotate_video", "read_frames"]
 
 
 class VideoReport(NamedTuple):
-    """What became of a film. Seconds are of the clock on the wall; decoding runs beside the other stages."""
+    """What became of a video. Seconds are of the clock on the wall; decoding runs beside the other stages."""
 
     frames: int
     seconds: float  # the whole, from the first frame read to the last written
@@ -31,7 +31,7 @@ class VideoReport(NamedTuple):
     encode: float  # H.264, sound and file
     wait: float  # time in which there was nothing to do but wait for a decoded frame
     audio: str  # what became of the sound
-    notes: tuple[str, ...] = ()  # what a user should know, such as a film that is cut short
+    notes: tuple[str, ...] = ()  # what a user should know, such as a video that is cut short
 
     @property
     def rate(self) -> float:
@@ -54,16 +54,16 @@ def annotate_video(
     transform: Callable | None = None,
     limit: int | None = None,
 ) -> VideoReport:
-    """Draw what the predictor finds in each frame of `source` and write the film to `target` (.mp4).
+    """Draw what the predictor finds in each frame of `source` and write the video to `target` (.mp4).
 
-    predictor: has `batch(pictures, threshold=…) -> [Detections]` and `classes`.   batch_size: frames a call of it.
-    transform: `transform(detections, seconds) -> detections`, called in the order of the film, for smoothing.
+    predictor: has `batch(images, threshold=…) -> [Detections]` and `classes`.   batch_size: frames a call of it.
+    transform: `transform(detections, seconds) -> detections`, called in the order of the video, for smoothing.
     limit: stop after so many frames.   An interrupted run leaves nothing at `target`, or what was there before.
-    Raises InputError for a source that is no film and a target that cannot be written.
+    Raises InputError for a source that is no video and a target that cannot be written.
     """
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in (".mp4", ".m4v"):
-        raise InputError(f"cannot write {target}: films are written as .mp4")
+        raise InputError(f"cannot write {target}: videos are written as .mp4")
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
@@ -73,27 +73,27 @@ def annotate_video(
     spent = {"network": 0.0, "draw": 0.0, "encode": 0.0}
     frames, begun = 0, perf_counter()
     with (
-        FilmReader(source, limit) as reader,
+        VideoReader(source, limit) as reader,
         replacing(target) as temporary,
-        FilmWriter(temporary, reader) as writer,
+        VideoWriter(temporary, reader) as writer,
         Ahead(reader, 2 * batch_size) as ahead,
     ):
         bar = _Bar(reader.total) if progress else None
         for batch in _batches(ahead, batch_size):
-            pictures = [frame.picture for frame, _ in batch if frame is not None]
+            images = [frame.image for frame, _ in batch if frame is not None]
             started = perf_counter()
-            found = predictor.batch(pictures, **options) if pictures else []
+            found = predictor.batch(images, **options) if images else []
             spent["network"] += perf_counter() - started
             for index, (frame, sound) in enumerate(batch):
                 started = perf_counter()
                 if frame is not None:
                     detections = transform(found[index], frame.seconds) if transform else found[index]
-                    frame = frame._replace(picture=draw_detections(frame.picture, detections, predictor.classes))
+                    frame = frame._replace(image=draw_detections(frame.image, detections, predictor.classes))
                 drawn = perf_counter()
                 writer.write(frame, sound)
                 spent["draw"] += drawn - started
                 spent["encode"] += perf_counter() - drawn
-            frames += len(pictures)
+            frames += len(images)
             if bar:
                 bar.update(frames)
         started = perf_counter()

@@ -22,7 +22,7 @@ class Archive(NamedTuple):
     size: int
     md5: str
     unpacked: int  # rounded up
-    files: int  # pictures, or annotation files, that it holds
+    files: int  # images, or annotation files, that it holds
 
 
 # COCO publishes no checksums. These MD5s stand, all three the same, in two independent projects that download the
@@ -39,7 +39,7 @@ ARCHIVES = {
 
 
 def download_coco(root: str | os.PathLike, splits: tuple[str, ...] = ("val2017",), server: str = SERVER) -> Path:
-    """Get COCO's annotations and the pictures of `splits` ("val2017", "train2017") into `root`.
+    """Get COCO's annotations and the images of `splits` ("val2017", "train2017") into `root`.
 
     Gives root/annotations/instances_val2017.json, root/val2017/*.jpg and so on. What is there already is left alone;
     an interrupted call goes on where it stopped when it is repeated. The zip files are removed once unpacked.

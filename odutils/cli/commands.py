@@ -14,7 +14,7 @@ from odutils.command_line.inputs import (
     checked_device,
     complain,
     counted,
-    find_pictures,
+    find_images,
     find_split,
     load_predictor,
     name_targets,
@@ -28,45 +28,45 @@ VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")
 
 
 def detect(args: Namespace) -> int:
-    from odutils.drawing import draw_detections, write_picture
+    from odutils.coco.results import object_rows, object_titles, to_coco
+    from odutils.drawing import draw_detections, write_image
     from odutils.files import replacing, writing
-    from odutils.pictures import read_picture
-    from odutils.results import object_rows, object_titles, to_coco
+    from odutils.images import read_image
 
-    pictures, code = find_pictures(args.paths)
-    targets = name_targets(pictures, Path(args.out))
+    images, code = find_images(args.paths)
+    targets = name_targets(images, Path(args.out))
     with writing(Path(args.out)):  # a place that refuses says so before the work, not after it
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    options = {"threshold": args.threshold, "iou_threshold": args.iou, "one_class_each": not args.every_class}
+    options = {"threshold": args.threshold, "iou_threshold": args.iou, "class_agnostic": not args.every_class}
     options = {name: value for name, value in options.items() if value is not None}
-    width, found = max(len(str(path)) for path in pictures), []
+    width, found = max(len(str(path)) for path in images), []
     with replacing(args.json) if args.json else nullcontext() as json_path:
         predictor = load_predictor(args)
         print(object_titles(predictor.classes, width))
-        for path, target in zip(pictures, targets, strict=True):
+        for path, target in zip(images, targets, strict=True):
             try:
-                picture = read_picture(path)
+                image = read_image(path)
             except InputError as error:
                 complain(error)
                 code = 1
                 continue
-            detections = predictor(picture, **options)
-            write_picture(target, draw_detections(picture, detections, predictor.classes))
+            detections = predictor(image, **options)
+            write_image(target, draw_detections(image, detections, predictor.classes))
             print(object_rows(path, detections, predictor.classes, width), flush=True)
-            found.append((path, picture.shape, detections))
+            found.append((path, image.shape, detections))
         if json_path:
             json_path.write_text(json.dumps(to_coco(found, predictor.classes)))
-    print(f"{len(found)} of {len(pictures)} pictures with boxes in {args.out}")
+    print(f"{len(found)} of {len(images)} images with boxes in {args.out}")
     return code
 
 
 @bars_on_terminals_only()
 def video(args: Namespace) -> int:
-    from odutils.film import FilmReader
-    from odutils.video import annotate_video
+    from odutils.video.annotate import annotate_video
+    from odutils.video.reader import VideoReader
 
     target = Path(args.out or Path("runs/video", Path(args.source).stem + ".mp4"))
-    with FilmReader(args.source):  # what is no film says so before anything is loaded
+    with VideoReader(args.source):  # what is no video says so before anything is loaded
         predictor = load_predictor(args)
     limits = {"threshold": args.threshold, "limit": args.limit, "progress": sys.stdout.isatty()}
     report = annotate_video(args.source, target, predictor, args.batch_size, **limits)
@@ -78,7 +78,7 @@ def video(args: Namespace) -> int:
 def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
-    names = ("preset", "epochs", "batch_size", "lr", "body_lr", "mosaic", "seed", "freeze_body")
+    names = ("preset", "epochs", "batch_size", "lr", "backbone_lr", "mosaic", "seed", "freeze_backbone")
     refused = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
     recipe = Recipe(**{name: getattr(args, name) for name in names}, **refused)
     recipe.size = args.size or (ARTICLE_SIZE if args.preset == "article" else recipe.size)
@@ -95,16 +95,16 @@ def train(args: Namespace) -> int:
     except KeyboardInterrupt:
         kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "before the first checkpoint"
         raise KeyboardInterrupt(kept) from None
-    print(f"best weights: {best}\ntry them: python -m odutils detect PICTURE --weights {best}")
+    print(f"best weights: {best}\ntry them: python -m odutils detect IMAGE --weights {best}")
     return 0
 
 
 def evaluate(args: Namespace) -> int:
     split = find_split(args.data, args.split, VALIDATION_SPLITS)
+    from odutils.coco.results import read_results, score_table
     from odutils.datasets import CocoDetections
     from odutils.evaluation import predict, score_by_source
     from odutils.files import replacing
-    from odutils.results import read_results, score_table
 
     with replacing(args.json) if args.json else nullcontext() as json_path:
         if args.results:
@@ -112,15 +112,13 @@ def evaluate(args: Namespace) -> int:
             results = read_results(args.results, dataset)
         else:
             predictor = load_predictor(args)
-            if args.size and predictor.detector.settings["squash"]:
-                raise InputError(
-                    f"--size {args.size}: a detector of squashed pictures has one size, {predictor.size} px"
-                )
+            if args.size and predictor.detector.settings.squash:
+                raise InputError(f"--size {args.size}: a detector of squashed images has one size, {predictor.size} px")
             predictor.size = args.size or predictor.size
             dataset = CocoDetections(args.data, split, classes=predictor.classes)
             results = predict(predictor, dataset, progress=counted)
         scores = score_by_source(dataset, results)
-        print(f"{len(dataset)} pictures of {args.data}, {split}; AP is COCO's mAP, the mean over IoU 0.50:0.95")
+        print(f"{len(dataset)} images of {args.data}, {split}; AP is COCO's mAP, the mean over IoU 0.50:0.95")
         print(score_table(scores))
         if json_path:
             json_path.write_text(json.dumps(scores, indent=1))
@@ -129,7 +127,7 @@ def evaluate(args: Namespace) -> int:
 
 @bars_on_terminals_only()
 def check(args: Namespace) -> int:
-    from odutils.checking import check_dataset, to_text
+    from odutils.coco.checking import check_dataset, to_text
 
     splits, count = [find_split(args.data, args.split, ())] if args.split else splits_of(args.data), 0
     for split in splits:
@@ -143,9 +141,10 @@ def check(args: Namespace) -> int:
 
 @bars_on_terminals_only()
 def download_coco(args: Namespace) -> int:
-    from odutils import coco
 
-    print(f"COCO 2017 is in {coco.download_coco(args.root, tuple(args.splits))}")
+    from odutils.coco import download
+
+    print(f"COCO 2017 is in {download.download_coco(args.root, tuple(args.splits))}")
     return 0
 
 
@@ -157,16 +156,16 @@ def download_weights(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    from odutils import export
+    from odutils import onnx_export
     from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
-    path = export.export(load_detector(args.weights or DEFAULT_WEIGHTS), args.out)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB\ntry it: python -m odutils detect PICTURE --weights {path}")
+    path = onnx_export.export(load_detector(args.weights or DEFAULT_WEIGHTS), args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB\ntry it: python -m odutils detect IMAGE --weights {path}")
     return 0
 
 
 def sample(args: Namespace) -> int:
-    from odutils.sample import make_sample
+    from odutils.sample.make import make_sample
 
     images = args.images[0] if len(args.images) == 1 else tuple(args.images)
     if len(args.images) > 2:

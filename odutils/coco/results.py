@@ -1,4 +1,4 @@
-"""Detections as text, and to and from files in COCO's form. Boxes there: [x, y, w, h] in pixels of the picture."""
+"""Detections as text, and to and from files in COCO's form. Boxes there: [x, y, w, h] in pixels of the image."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from odutils.checking import printable
 from odutils.classes import CATEGORY_IDS, CLASSES
-from odutils.coco_rules import BOX, NUMBER, load_json
+from odutils.coco.checking import printable
+from odutils.coco.rules import BOX, NUMBER, load_json
 from odutils.errors import InputError
 
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -23,7 +23,7 @@ def category_ids(classes: Sequence[str]) -> list[int]:
 
 
 def to_coco(found: Iterable[tuple], classes: Sequence[str]) -> dict:
-    """(path, shape (H, W, …), Detections) of each picture -> what `detect --json` writes; ids count from 1."""
+    """(path, shape (H, W, …), Detections) of each image -> what `detect --json` writes; ids count from 1."""
     ids = category_ids(classes)
     images, annotations = [], []
     for image_id, (path, (height, width, *_), detections) in enumerate(found, start=1):
@@ -38,7 +38,7 @@ def to_coco(found: Iterable[tuple], classes: Sequence[str]) -> dict:
 def read_results(path: str | Path, dataset) -> list[dict]:
     """A file of COCO results, or one of `detect --json`, as COCO results for `dataset` (a CocoDetections).
 
-    A file of `detect --json` numbers its pictures and classes itself: both are found in the data set by their names,
+    A file of `detect --json` numbers its images and classes itself: both are found in the data set by their names,
     and what it says of classes that the data set does not have is left out.
     Raises InputError for a file that is something else, naming the first entry at fault.
     """
@@ -98,12 +98,12 @@ def _translations(path: str | Path, content: dict, dataset) -> tuple[dict, dict]
             f"{path}: neither a list of COCO results nor a file of `detect --json` ({type(error).__name__}: {error})"
         ) from None
     if unknown:
-        raise InputError(f"{path}: {len(unknown)} of its pictures, such as {unknown[0]}, are not in the data set")
+        raise InputError(f"{path}: {len(unknown)} of its images, such as {unknown[0]}, are not in the data set")
     return image_of, category_of
 
 
 def object_rows(path: Path, detections, classes: Sequence[str], width: int) -> str:
-    """A line an object: picture (padded to `width`), class, score, and the box's sides in pixels."""
+    """A line an object: image (padded to `width`), class, score, and the box's sides in pixels."""
     name, longest = printable(str(path)), max(map(len, classes))
     if not len(detections.boxes):
         return f"{name:<{width}}  nothing found"
@@ -116,7 +116,7 @@ def object_rows(path: Path, detections, classes: Sequence[str], width: int) -> s
 def object_titles(classes: Sequence[str], width: int) -> str:
     """The line above `object_rows`."""
     sides = " ".join(f"{side:>6}" for side in ("left", "top", "right", "bottom"))
-    return f"{'picture':<{width}}  {'class':<{max(map(len, classes))}}  score {sides}"
+    return f"{'image':<{width}}  {'class':<{max(map(len, classes))}}  score {sides}"
 
 
 def score_table(scores: dict) -> str:

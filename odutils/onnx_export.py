@@ -1,6 +1,6 @@
 """A detector as an ONNX file: more than twice as fast on a CPU, and of use where there is no PyTorch.
 
-The file takes pictures as the detector does and gives decoded boxes; its metadata say all that is to be done before and
+The file takes images as the detector does and gives decoded boxes; its metadata say all that is to be done before and
 after, so that whoever has only the file can use it. `exported.py` runs it.
 N images, A anchors, C classes.
 """
@@ -18,9 +18,9 @@ from odutils import __version__
 from odutils.anchors import PYRAMID_STRIDES, decode_sides
 from odutils.errors import InputError
 from odutils.files import replacing
-from odutils.inference import ANY_CLASS_IOU, SAME_CLASS_IOU, SHOWN
+from odutils.images import GREY, MULTIPLE
+from odutils.inference import ANY_CLASS_IOU, SAME_CLASS_IOU
 from odutils.model import Detector
-from odutils.pictures import GREY, MULTIPLE
 
 OPSET = 17  # of 2022: every runtime of today reads it
 
@@ -31,8 +31,8 @@ class Decoding(nn.Module):
     def __init__(self, detector: Detector):
         super().__init__()
         self.detector = with_fixed_padding(copy.deepcopy(detector).cpu().eval())
-        self.squash, size = detector.settings["squash"], detector.settings["size"]
-        self.grid = self.detector.grid(size, size)  # the only one of a detector of squashed pictures
+        self.squash, size = detector.settings.squash, detector.settings.size
+        self.grid = self.detector.grid(size, size)  # the only one of a detector of squashed images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and boxes (N, A, 4) xyxy, 0…1."""
@@ -77,14 +77,14 @@ def with_fixed_padding(module: nn.Module) -> nn.Module:
 
 def describe(detector: Detector) -> dict:
     """All that is to be known for using the file, as it stands in its metadata."""
-    settings = {"threshold": SHOWN} | detector.settings
+    settings = detector.settings._asdict()
     letterbox = (
-        "scale the picture so that its longer side is `size` px, put it into the upper left corner of the smallest "
+        "scale the image so that its longer side is `size` px, put it into the upper left corner of the smallest "
         "input whose sides are multiples of `multiple` px, fill the rest with `grey`"
     )
     return settings | {
         "input": "images: uint8 RGB, (N, 3, H, W), 0…255; the network normalises them",
-        "resize": "stretch the picture to `size` × `size` px" if settings["squash"] else letterbox,
+        "resize": "stretch the image to `size` × `size` px" if settings["squash"] else letterbox,
         "filter": "bilinear, antialiased: PIL's BILINEAR",
         "multiple": None if settings["squash"] else MULTIPLE,
         "grey": GREY,
@@ -131,9 +131,9 @@ def export(detector: Detector, path: str | Path) -> Path:
         import onnx
     except ImportError:
         raise InputError("exporting needs the package onnx: pip install onnx onnxruntime") from None
-    side = detector.settings["size"] if detector.settings["squash"] else 2 * MULTIPLE
+    side = detector.settings.size if detector.settings.squash else 2 * MULTIPLE
     images = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    free = {0: "N"} if detector.settings["squash"] else {0: "N", 2: "H", 3: "W"}
+    free = {0: "N"} if detector.settings.squash else {0: "N", 2: "H", 3: "W"}
     names = {"images": free, "logits": {0: "N", 1: "A"}, "boxes": {0: "N", 1: "A"}}
     with replacing(path) as temporary:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():

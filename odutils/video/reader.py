@@ -1,4 +1,4 @@
-"""Films in, through PyAV: upright frames with their times, and the packets of sound between them."""
+"""Videos in, through PyAV: upright frames with their times, and the packets of sound between them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,23 +8,23 @@ import numpy as np
 
 from odutils.errors import InputError, UnreadableError
 
-NOT_FILMS = ("_pipe", "image2", "tty", "ansi")  # FFmpeg reads pictures and even texts as films of some frames
+NOT_VIDEOS = ("_pipe", "image2", "tty", "ansi")  # FFmpeg reads images and even texts as videos of some frames
 
 
 class Frame(NamedTuple):
-    """One frame of a film."""
+    """One frame of a video."""
 
-    picture: np.ndarray  # (H, W, 3) uint8 RGB, upright
-    seconds: float  # since the film's beginning
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    seconds: float  # since the video's beginning
     pts: int  # the same in the stream's time base
     duration: int  # in the stream's time base, 0 if unknown
 
 
-class FilmReader:
-    """The frames of a film, each with the packets of sound that came before it.
+class VideoReader:
+    """The frames of a video, each with the packets of sound that came before it.
 
     Iterating yields (Frame, [packets]) and at last (None, [packets]). `notes` then says what a user should know.
-    Raises InputError when the file is missing, is no film, has no video stream, or when no frame of it can be read.
+    Raises InputError when the file is missing, is no video, has no video stream, or when no frame of it can be read.
     """
 
     def __init__(self, path: str | Path, limit: int | None = None):
@@ -32,23 +32,23 @@ class FilmReader:
 
         self.path, self.limit, self.notes = Path(path), limit, []
         if not self.path.is_file():
-            raise InputError(f"{path}: no such file" if not self.path.exists() else f"{path}: is a folder, not a film")
+            raise InputError(f"{path}: no such file" if not self.path.exists() else f"{path}: is a folder, not a video")
         if not self.path.stat().st_size:
-            raise UnreadableError(f"{path}: cannot be read as a film (the file is empty)")
+            raise UnreadableError(f"{path}: cannot be read as a video (the file is empty)")
         try:
             self.container = av.open(str(path), metadata_errors="replace")
         except av.FFmpegError as error:
-            raise UnreadableError(f"{path}: cannot be read as a film ({error.strerror})") from None
-        covers = av.stream.Disposition.attached_pic  # the cover of a song is no film
-        films = [stream for stream in self.container.streams.video if not stream.disposition & covers]
-        if self.container.format.name.endswith(NOT_FILMS) or not films:
+            raise UnreadableError(f"{path}: cannot be read as a video ({error.strerror})") from None
+        covers = av.stream.Disposition.attached_pic  # the cover of a song is no video
+        videos = [stream for stream in self.container.streams.video if not stream.disposition & covers]
+        if self.container.format.name.endswith(NOT_VIDEOS) or not videos:
             self.container.close()
-            raise UnreadableError(f"{path}: has no video stream: it is a picture, a text or a sound, not a film")
-        self.stream, self.audio = films[0], next(iter(self.container.streams.audio), None)
+            raise UnreadableError(f"{path}: has no video stream: it is an image, a text or a sound, not a video")
+        self.stream, self.audio = videos[0], next(iter(self.container.streams.audio), None)
         self.stream.thread_type = "AUTO"
         self.start = max(0, self.container.start_time or 0) / av.time_base  # seconds; broadcasts do not begin at 0
 
-    def __enter__(self) -> "FilmReader":
+    def __enter__(self) -> "VideoReader":
         return self
 
     def __exit__(self, *exception) -> None:
@@ -71,7 +71,7 @@ class FilmReader:
         frames, packets, damaged, reached, end = 0, 0, 0, 0.0, None
         for packet in self._packets():
             time = None if packet.dts is None else float(packet.dts * packet.time_base)
-            if end is not None and (time is None or time > end + 1):  # the sound lies within a second of its picture
+            if end is not None and (time is None or time > end + 1):  # the sound lies within a second of its image
                 break
             if time is not None:
                 reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
@@ -94,7 +94,7 @@ class FilmReader:
                 if frames == self.limit:
                     end = self.start + float((previous + (frame.duration or step)) * base)
         if not frames:
-            raise UnreadableError(f"{self.path}: no frame of it can be read: the film is broken or of an unknown kind")
+            raise UnreadableError(f"{self.path}: no frame of it can be read: the video is broken or of an unknown kind")
         if end is None:
             self._note_damage(packets, damaged, reached)
         yield None, sound
@@ -125,27 +125,27 @@ class FilmReader:
         counted = self.stream.frames if "mp4" in self.container.format.name else 0  # elsewhere it is an estimate
         if packets < counted or reached < promised - 0.5:
             lengths = f"{promised - self.start:.1f} s were announced, {reached - self.start:.1f} s could be read"
-            self.notes.append(f"the film is cut short: {lengths}")
+            self.notes.append(f"the video is cut short: {lengths}")
 
 
 def upright(frame, converter) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB picture of a PyAV frame, turned and mirrored as the film's display matrix says."""
+    """The (H, W, 3) uint8 RGB image of a PyAV frame, turned and mirrored as the video's display matrix says."""
     from av.sidedata.sidedata import Type
 
-    picture = converter.reformat(frame, format="rgb24").to_ndarray()
+    image = converter.reformat(frame, format="rgb24").to_ndarray()
     matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
-        return picture
+        return image
     # x' = a x + c y, y' = b x + d y in 16.16 fixed point (FFmpeg's libavutil/display.h); phones use quarter turns only.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
     if abs(b) > abs(a):
-        picture, a, d = picture.transpose(1, 0, 2), c, b  # (W, H, 3)
-    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        image, a, d = image.transpose(1, 0, 2), c, b  # (W, H, 3)
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def read_frames(path: str | Path, limit: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (seconds since the beginning, (H, W, 3) uint8 RGB upright) for every frame of a film. Raises InputError."""
-    with FilmReader(path, limit) as reader:
+    """Yield (seconds since the beginning, (H, W, 3) uint8 RGB upright) for each frame of a video. Raises InputError."""
+    with VideoReader(path, limit) as reader:
         for frame, _ in reader:
             if frame is not None:
-                yield frame.seconds, frame.picture
+                yield frame.seconds, frame.image

@@ -14,17 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from odutils.coco_rules import NAME, fault_of_box, read_json, sort_out
+from odutils.coco.rules import NAME, fault_of_box, read_json, sort_out
 from odutils.errors import InputError
-from odutils.pictures import upright_size
+from odutils.images import upright_size
 
-MANY = 500  # pictures from which on a progress bar is worth its line
+MANY = 500  # images from which on a progress bar is worth its line
 
 
 class Problem(NamedTuple):
     """One fault. `file` is relative to the data set's root; ids are None where there are none that are numbers."""
 
-    kind: str  # "missing picture", "box outside", … : the same words for the same fault
+    kind: str  # "missing image", "box outside", … : the same words for the same fault
     file: str
     image_id: int | None
     annotation_id: int | None
@@ -32,12 +32,12 @@ class Problem(NamedTuple):
 
 
 def check_dataset(root: str | Path, split: str) -> list[Problem]:
-    """Every problem of root/annotations/instances_{split}.json and the pictures in root/{split}/; [] if there is none.
+    """Every problem of root/annotations/instances_{split}.json and the images in root/{split}/; [] if there is none.
 
     Kinds: missing folder, missing file, invalid JSON, missing key, wrong type, duplicate category id, duplicate
-    category name, duplicate image id, picture listed twice, missing picture, broken picture, wrong size, duplicate
+    category name, duplicate image id, image listed twice, missing image, broken image, wrong size, duplicate
     annotation id, unknown image, unknown category, box without area, box outside, box partly outside, duplicate box.
-    Every picture is decoded, by a few threads. Never raises for what the files hold.
+    Every image is decoded, by a few threads. Never raises for what the files hold.
     """
     check = _Check(Path(root), split)
     content = check.read()
@@ -124,12 +124,12 @@ class _Check:
             elif number is not None:
                 self.image_of[number] = image
             if name and (other := first.setdefault(PurePosixPath(name), where)) != where:
-                self.report("picture listed twice", f"{where}: this picture is {other} already", *about)
+                self.report("image listed twice", f"{where}: this image is {other} already", *about)
         if (self.root / self.split).is_dir():
-            self.pictures([image for _, image in images if "file_name" in image])
+            self.files([image for _, image in images if "file_name" in image])
 
-    def pictures(self, images: list[dict]) -> None:
-        """Decode every picture; compare its size with the file's."""
+    def files(self, images: list[dict]) -> None:
+        """Decode every image; compare its size with the file's."""
         from fastprogress.fastprogress import progress_bar
 
         paths = [os.path.join(self.root, self.split, image["file_name"]) for image in images]
@@ -144,7 +144,7 @@ class _Check:
                     continue
                 width, height = (image.get(key, actual) for key, actual in zip(("width", "height"), size, strict=True))
                 if (width, height) != size:
-                    message = f"the picture has {size[0]} × {size[1]} pixels upright, the file says {width} × {height}"
+                    message = f"the image has {size[0]} × {size[1]} pixels upright, the file says {width} × {height}"
                     self.report("wrong size", message, *about)
                 image["width"], image["height"] = size  # boxes are compared with what is really there
 
@@ -165,7 +165,7 @@ class _Check:
                 right, bottom = image.get("width", math.inf), image.get("height", math.inf)
                 if kind := fault_of_box(box, right, bottom):
                     shown = ", ".join(f"{value:g}" for value in box)
-                    message = f"[{shown}] (x, y, w, h) in a picture of {right:g} × {bottom:g} pixels"
+                    message = f"[{shown}] (x, y, w, h) in an image of {right:g} × {bottom:g} pixels"
                     self.report(kind, f"{where}: {message}", *about)
                 key = (image_id, category, *box)
                 if None not in key and boxes.setdefault(key, where) != where:
@@ -173,13 +173,13 @@ class _Check:
 
 
 def look_at(path: str) -> tuple[str, Any]:
-    """Decode a picture. Returns ("", (width, height) upright in pixels) or (kind of problem, reason)."""
+    """Decode an image. Returns ("", (width, height) upright in pixels) or (kind of problem, reason)."""
     if not os.path.isfile(path):
-        return "missing picture", "no such file"
+        return "missing image", "no such file"
     try:
         return "", upright_size(path)
     except Exception as error:  # rubbish makes decoders raise almost anything
-        return "broken picture", f"{type(error).__name__}: {error}" if os.path.getsize(path) else "the file is empty"
+        return "broken image", f"{type(error).__name__}: {error}" if os.path.getsize(path) else "the file is empty"
 
 
 def to_text(problems: list[Problem]) -> str:

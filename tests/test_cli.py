@@ -18,13 +18,13 @@ from odutils import training
 from odutils.__main__ import main
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.datasets import CocoDetections
-from odutils.drawing import write_picture
+from odutils.drawing import write_image
 from odutils.evaluation import NAMES, predict, score_by_source
+from odutils.images import read_image
 from odutils.inference import Predictor
-from odutils.pictures import read_picture
 from odutils.presets import build, save_detector
 from odutils.recipe import Recipe
-from odutils.sample import make_sample
+from odutils.sample.make import make_sample
 from odutils.weights import load_weights, save_weights
 
 COMMANDS = ("detect", "video", "train", "evaluate", "check", "download coco", "download weights", "export", "sample")
@@ -55,11 +55,11 @@ def sample(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path, draw_picture):
-    """Two folders with a picture of the same name in each."""
+def images(tmp_path, draw_image):
+    """Two folders with an image of the same name in each."""
     paths = [tmp_path / "first" / "cat.jpg", tmp_path / "second" / "cat.jpg"]
     for seed, path in enumerate(paths):
-        write_picture(path, draw_picture(120 + 40 * seed, 160, seed))
+        write_image(path, draw_image(120 + 40 * seed, 160, seed))
     return paths
 
 
@@ -93,17 +93,17 @@ def detect(weights, tmp_path, *arguments):
 # ---- what it does when all is well
 
 
-def test_detect_draws_prints_and_writes_cocos_form(pictures, weights, tmp_path, capsys):
+def test_detect_draws_prints_and_writes_cocos_form(images, weights, tmp_path, capsys):
     found = tmp_path / "found.json"
-    assert run(*detect(weights, tmp_path, pictures[0], tmp_path / "second", "--json", found)) == 0
+    assert run(*detect(weights, tmp_path, images[0], tmp_path / "second", "--json", found)) == 0
     content = json.loads(found.read_text())
     predictor = Predictor.from_weights(weights)
-    expected = [predictor(path, threshold=THRESHOLD) for path in pictures]
+    expected = [predictor(path, threshold=THRESHOLD) for path in images]
     assert min(len(one.boxes) for one in expected) > 0
 
     assert [(one["id"], one["file_name"]) for one in content["images"]] == [
-        (1, str(pictures[0])),
-        (2, str(pictures[1])),
+        (1, str(images[0])),
+        (2, str(images[1])),
     ]
     assert [(one["width"], one["height"]) for one in content["images"]] == [(160, 120), (160, 160)]
     assert [c["name"] for c in content["categories"]] == list(CLASSES)
@@ -117,32 +117,32 @@ def test_detect_draws_prints_and_writes_cocos_form(pictures, weights, tmp_path, 
 
     lines = capsys.readouterr().out.splitlines()
     best = expected[0]
-    assert lines[1].split()[0] == str(pictures[0]) and CLASSES[best.labels[0] - 1] in lines[1]
+    assert lines[1].split()[0] == str(images[0]) and CLASSES[best.labels[0] - 1] in lines[1]
     assert [int(number) for number in lines[1].split()[-4:]] == best.boxes[0].round().astype(int).tolist()
     assert len(lines) == 2 + sum(len(one.boxes) for one in expected)
-    for name, source in (("cat.jpg", pictures[0]), ("cat_2.jpg", pictures[1])):  # neither overwrites the other
-        drawn, plain = read_picture(tmp_path / "out" / name), read_picture(source)
+    for name, source in (("cat.jpg", images[0]), ("cat_2.jpg", images[1])):  # neither overwrites the other
+        drawn, plain = read_image(tmp_path / "out" / name), read_image(source)
         assert drawn.shape == plain.shape and (np.abs(drawn.astype(int) - plain) > 60).any()
 
 
-def test_a_picture_without_objects_says_so(pictures, weights, tmp_path, capsys):
-    assert run(*detect(weights, tmp_path, pictures[0], "--threshold", 0.999999, "--json", tmp_path / "f.json")) == 0
-    assert f"{pictures[0]}  nothing found" in capsys.readouterr().out
+def test_an_image_without_objects_says_so(images, weights, tmp_path, capsys):
+    assert run(*detect(weights, tmp_path, images[0], "--threshold", 0.999999, "--json", tmp_path / "f.json")) == 0
+    assert f"{images[0]}  nothing found" in capsys.readouterr().out
     assert json.loads((tmp_path / "f.json").read_text())["annotations"] == []
 
 
-def test_classes_of_ones_own_have_their_labels_as_ids(pictures, tmp_path):
+def test_classes_of_ones_own_have_their_labels_as_ids(images, tmp_path):
     own = save_random(tmp_path / "own.safetensors", ("bolt", "nut"))
-    assert run(*detect(own, tmp_path, pictures[0], "--json", tmp_path / "f.json")) == 0
+    assert run(*detect(own, tmp_path, images[0], "--json", tmp_path / "f.json")) == 0
     content = json.loads((tmp_path / "f.json").read_text())
     assert content["categories"] == [{"id": 1, "name": "bolt"}, {"id": 2, "name": "nut"}]
     assert {a["category_id"] for a in content["annotations"]} <= {1, 2}
 
 
-def test_other_kinds_are_drawn_as_jpeg_and_originals_are_never_overwritten(weights, tmp_path, draw_picture, complaint):
+def test_other_kinds_are_drawn_as_jpeg_and_originals_are_never_overwritten(weights, tmp_path, draw_image, complaint):
     original = tmp_path / "in" / "a.webp"
     original.parent.mkdir()
-    Image.fromarray(draw_picture()).save(original)
+    Image.fromarray(draw_image()).save(original)
     assert run(*detect(weights, tmp_path, original)) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
     drawn = (tmp_path / "out" / "a.jpg").read_bytes()
@@ -193,7 +193,7 @@ def test_perfect_results_have_an_ap_of_one(sample, perfect, tmp_path, capsys):
     assert table[1] == list(NAMES) and table[2][:4] == ["all", "1.000", "1.000", "1.000"]
 
 
-def test_a_detect_json_is_scored_by_the_names_of_pictures_and_classes(sample, weights, tmp_path):
+def test_a_detect_json_is_scored_by_the_names_of_images_and_classes(sample, weights, tmp_path):
     found, scores = tmp_path / "found.json", tmp_path / "scores.json"
     names = sorted((sample / "val").iterdir(), reverse=True)  # numbered otherwise than in the data set
     arguments = detect(weights, tmp_path, *names, "--json", found, "--every-class", "--threshold", 0.01)
@@ -212,35 +212,35 @@ def test_sample_and_check(tmp_path, capsys):
     assert capsys.readouterr().out.count("no problems found") == 2  # both splits
     os.remove(next((root / "val").iterdir()))
     assert run("check", "--data", root, "--split", "val") == 1
-    assert "missing picture" in capsys.readouterr().out
+    assert "missing image" in capsys.readouterr().out
     assert run("check", "--data", root, "--split", "train") == 0
 
 
-def write_film(path, frames=3):
+def write_video(path, frames=3):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for index in range(frames):
-            picture = np.full((64, 96, 3), 60 * index, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((64, 96, 3), 60 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
 
 
-def test_video_writes_a_film_of_as_many_frames(weights, tmp_path, capsys):
-    write_film(tmp_path / "film.mp4")
+def test_video_writes_a_video_of_as_many_frames(weights, tmp_path, capsys):
+    write_video(tmp_path / "video.mp4")
     target = tmp_path / "new" / "boxes.mp4"
-    assert run("video", tmp_path / "film.mp4", "--out", target, "--weights", weights, "--threshold", THRESHOLD) == 0
-    with av.open(str(target)) as film:
-        assert sum(1 for _ in film.decode(video=0)) == 3
+    assert run("video", tmp_path / "video.mp4", "--out", target, "--weights", weights, "--threshold", THRESHOLD) == 0
+    with av.open(str(target)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 3
     assert "3 frames" in capsys.readouterr().out
 
 
-def test_train_writes_weights_that_detect_can_use_and_goes_on(sample, pictures, tmp_path, capsys):
+def test_train_writes_weights_that_detect_can_use_and_goes_on(sample, images, tmp_path, capsys):
     arguments = ["train", "--data", sample, "--out", tmp_path / "run", "--size", 64, "--epochs", 1, "--batch-size", 4]
     arguments += ["--workers", 0, "--no-pretrained", "--device", "cpu"]
     assert run(*arguments) == 0
     assert "beginning" in capsys.readouterr().out
-    assert run(*detect(tmp_path / "run" / "best.safetensors", tmp_path, pictures[0])) == 0
+    assert run(*detect(tmp_path / "run" / "best.safetensors", tmp_path, images[0])) == 0
     assert load_weights(tmp_path / "run" / "best.safetensors")[1]["size"] == 64
     capsys.readouterr()
     assert run(*arguments) == 0
@@ -253,13 +253,13 @@ def test_help_has_an_example_that_the_parser_understands(command, capsys, monkey
     text = capsys.readouterr().out
     example = text.split("python -m odutils")[-1].split()
     assert example[: len(command.split())] == command.split()
-    from odutils.command_line.options import make_parser
+    from odutils.cli.options import make_parser
 
     assert make_parser().parse_args(example).command.__name__ == command.replace(" ", "_")
 
 
 def test_training_without_options_follows_the_recipe():
-    from odutils.command_line.options import make_parser
+    from odutils.cli.options import make_parser
 
     args, recipe = vars(make_parser().parse_args(["train", "--data", "x"])), vars(Recipe())
     assert {name: args[name] for name in args.keys() & recipe.keys() - {"size"}} == {
@@ -283,43 +283,43 @@ def test_help_and_import_are_quick():
 
 
 @pytest.fixture(params=["text", "truncated", "empty"])
-def broken(request, tmp_path, pictures):
-    """A file named .jpg that is no picture, or not a whole one."""
-    whole = pictures[0].read_bytes()
+def broken(request, tmp_path, images):
+    """A file named .jpg that is no image, or not a whole one."""
+    whole = images[0].read_bytes()
     path = tmp_path / "bad" / f"{request.param}.jpg"
     path.parent.mkdir()
-    path.write_bytes({"text": b"Not a picture.\n", "truncated": whole[: len(whole) // 2], "empty": b""}[request.param])
+    path.write_bytes({"text": b"Not an image.\n", "truncated": whole[: len(whole) // 2], "empty": b""}[request.param])
     return path
 
 
-def test_a_broken_picture(broken, weights, tmp_path, complaint):
+def test_a_broken_image(broken, weights, tmp_path, complaint):
     assert str(broken) in complaint(1, *detect(weights, tmp_path, broken))
 
 
-def test_a_broken_picture_among_others(broken, pictures, weights, tmp_path, complaint):
+def test_a_broken_image_among_others(broken, images, weights, tmp_path, complaint):
     found = tmp_path / "found.json"
-    assert str(broken) in complaint(1, *detect(weights, tmp_path, pictures[0], broken, pictures[1], "--json", found))
-    assert [one["file_name"] for one in json.loads(found.read_text())["images"]] == list(map(str, pictures))
+    assert str(broken) in complaint(1, *detect(weights, tmp_path, images[0], broken, images[1], "--json", found))
+    assert [one["file_name"] for one in json.loads(found.read_text())["images"]] == list(map(str, images))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat.jpg", "cat_2.jpg"]
 
 
-def test_a_missing_file(pictures, weights, tmp_path, complaint):
+def test_a_missing_file(images, weights, tmp_path, complaint):
     assert "no such file" in complaint(2, *detect(weights, tmp_path, tmp_path / "no.jpg"))
-    assert "no such file" in complaint(1, *detect(weights, tmp_path, tmp_path / "no.jpg", pictures[0]))
+    assert "no such file" in complaint(1, *detect(weights, tmp_path, tmp_path / "no.jpg", images[0]))
     assert (tmp_path / "out" / "cat.jpg").is_file()
 
 
-def test_a_folder_without_pictures(weights, tmp_path, complaint):
+def test_a_folder_without_images(weights, tmp_path, complaint):
     (tmp_path / "void").mkdir()
     (tmp_path / "void" / "notes.txt").write_text("nothing")
-    assert "no pictures" in complaint(2, *detect(weights, tmp_path, tmp_path / "void"))
+    assert "no images" in complaint(2, *detect(weights, tmp_path, tmp_path / "void"))
 
 
-def test_a_film_without_pictures(weights, tmp_path, complaint):
+def test_a_video_without_images(weights, tmp_path, complaint):
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", "NONE"))
         sound.writeframes(bytes(8000))
-    (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").touch()
     common = ("--out", tmp_path / "out.mp4", "--weights", weights)
     assert "no video stream" in complaint(1, "video", tmp_path / "sound.wav", *common)
@@ -329,13 +329,13 @@ def test_a_film_without_pictures(weights, tmp_path, complaint):
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_weights_that_do_not_fit(weights, pictures, tmp_path, complaint):
+def test_weights_that_do_not_fit(weights, images, tmp_path, complaint):
     tensors, metadata = load_weights(weights)
     path = tmp_path / "bad.safetensors"
 
     def said(change):
         save_weights(path, tensors, metadata | change)
-        return complaint(2, *detect(path, tmp_path, pictures[0]))
+        return complaint(2, *detect(path, tmp_path, images[0]))
 
     assert "'article'" in said({"preset": "article"})
     assert "no preset 'yolo'" in said({"preset": "yolo"})
@@ -343,15 +343,15 @@ def test_weights_that_do_not_fit(weights, pictures, tmp_path, complaint):
     assert "no detector" in said({"classes": 80})
     assert "no detector" in said({"preset": ["pyramid"], "size": "big"})
     save_weights(path, tensors, {})
-    assert "without metadata" in complaint(2, *detect(path, tmp_path, pictures[0]))
+    assert "without metadata" in complaint(2, *detect(path, tmp_path, images[0]))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 200_000, None])
-def test_broken_weights(keep, weights, pictures, tmp_path, complaint):
+def test_broken_weights(keep, weights, images, tmp_path, complaint):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(b"not weights at all" if keep is None else weights.read_bytes()[:keep])
-    assert str(path) in complaint(2, *detect(path, tmp_path, pictures[0]))
-    assert "no such weights" in complaint(2, *detect(tmp_path / "none.safetensors", tmp_path, pictures[0]))
+    assert str(path) in complaint(2, *detect(path, tmp_path, images[0]))
+    assert "no such weights" in complaint(2, *detect(tmp_path / "none.safetensors", tmp_path, images[0]))
 
 
 def test_weights_of_another_kind_to_train_from(sample, tmp_path, complaint):
@@ -423,10 +423,10 @@ def test_files_that_are_no_results(text, sample, tmp_path, complaint):
     assert "no such file" in complaint(2, "evaluate", "--data", sample, "--results", tmp_path / "none.json")
 
 
-def test_detections_in_other_pictures(sample, pictures, weights, tmp_path, complaint):
-    assert run(*detect(weights, tmp_path, *pictures, "--json", tmp_path / "found.json")) == 0
+def test_detections_in_other_images(sample, images, weights, tmp_path, complaint):
+    assert run(*detect(weights, tmp_path, *images, "--json", tmp_path / "found.json")) == 0
     line = complaint(2, "evaluate", "--data", sample, "--results", tmp_path / "found.json")
-    assert "2 of its pictures" in line and str(pictures[0]) in line
+    assert "2 of its images" in line and str(images[0]) in line
 
 
 def fail_with(number):
@@ -436,32 +436,32 @@ def fail_with(number):
     return fail
 
 
-def test_no_space_on_the_disk(pictures, sample, weights, tmp_path, complaint, monkeypatch):
+def test_no_space_on_the_disk(images, sample, weights, tmp_path, complaint, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", fail_with(errno.ENOSPC))
-    assert "No space left" in complaint(2, *detect(weights, tmp_path, pictures[0]))
+    assert "No space left" in complaint(2, *detect(weights, tmp_path, images[0]))
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.undo()
     monkeypatch.setattr(Path, "write_text", fail_with(errno.ENOSPC))
-    line = complaint(2, *detect(weights, tmp_path, pictures[0], "--json", tmp_path / "found.json"))
+    line = complaint(2, *detect(weights, tmp_path, images[0], "--json", tmp_path / "found.json"))
     assert "No space left" in line and "found.json" in line
     assert not (tmp_path / "found.json").exists()
     assert "No space left" in complaint(2, "sample", tmp_path / "sample", "--images", 2, 1)
 
 
-def test_no_permission_to_write(pictures, weights, sample, tmp_path, complaint, monkeypatch):
+def test_no_permission_to_write(images, weights, sample, tmp_path, complaint, monkeypatch):
     (tmp_path / "file").touch()
     for arguments in (
-        detect(weights, tmp_path, pictures[0], "--out", tmp_path / "file" / "out"),
-        detect(weights, tmp_path, pictures[0], "--out", tmp_path / "file"),
-        detect(weights, tmp_path, pictures[0], "--json", tmp_path / "file" / "found.json"),
-        detect(weights, tmp_path, pictures[0], "--json", tmp_path),
+        detect(weights, tmp_path, images[0], "--out", tmp_path / "file" / "out"),
+        detect(weights, tmp_path, images[0], "--out", tmp_path / "file"),
+        detect(weights, tmp_path, images[0], "--json", tmp_path / "file" / "found.json"),
+        detect(weights, tmp_path, images[0], "--json", tmp_path),
         ("evaluate", "--data", sample, "--weights", weights, "--json", tmp_path / "file" / "scores.json"),
         ("sample", tmp_path / "file" / "sample", "--images", 2, 1),
         ("download", "coco", "--root", tmp_path / "file" / "coco"),
     ):
         assert complaint(2, *arguments).startswith("odutils: cannot write ")
     monkeypatch.setattr(Path, "touch", fail_with(errno.EACCES))
-    line = complaint(2, *detect(weights, tmp_path, pictures[0]))
+    line = complaint(2, *detect(weights, tmp_path, images[0]))
     assert "Permission denied" in line and "cat.jpg" in line
 
 
@@ -490,9 +490,9 @@ def test_wrong_arguments(arguments, tmp_path, complaint, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_that_is_not_there(pictures, weights, tmp_path, complaint):
+def test_a_device_that_is_not_there(images, weights, tmp_path, complaint):
     for device in ("warp", "cuda:99"):
-        assert device in complaint(2, *detect(weights, tmp_path, pictures[0], "--device", device))
+        assert device in complaint(2, *detect(weights, tmp_path, images[0], "--device", device))
 
 
 def test_the_article_has_one_size(sample, complaint):

@@ -1,9 +1,9 @@
-"""The pictures of the README, made anew after the weights or the notebooks have changed:
+"""The images of the README, made anew after the weights or the notebooks have changed:
 
-    python docs/make_pictures.py
+    python docs/make_images.py
 
 Writes detections.jpg (the photographs of data/photos), clip.gif (part of data/clip.mp4), and thumbnails/*.jpg, each cut
-from the first picture of a notebook as it is stored.
+from the first image of a notebook as it is stored.
 """
 
 import base64
@@ -19,11 +19,11 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
-from odutils.drawing import draw_detections, write_picture  # noqa: E402
+from odutils.drawing import draw_detections, write_image  # noqa: E402
 from odutils.files import DATA, replacing  # noqa: E402
+from odutils.images import read_image  # noqa: E402
 from odutils.inference import Predictor  # noqa: E402
-from odutils.pictures import read_picture  # noqa: E402
-from odutils.video import read_frames  # noqa: E402
+from odutils.video.reader import read_frames  # noqa: E402
 
 ROWS = (  # photographs of about the same height beside each other
     ("astronaut", "kitten", "dogs_at_window", "shepherd"),
@@ -36,17 +36,17 @@ CLIP_FRAMES, CLIP_WIDTH, CLIP_COLOURS = range(30, 190, 5), 400, 48
 THUMBNAIL = 320, 200
 
 
-def scaled(picture, detections, height):
-    """Picture and boxes at another height: names are drawn afterwards, so that they are as large in every picture."""
-    scale = height / picture.shape[0]
-    small = cv2.resize(picture, (round(picture.shape[1] * scale), height), interpolation=cv2.INTER_AREA)
+def scaled(image, detections, height):
+    """Image and boxes at another height: names are drawn afterwards, so that they are as large in every image."""
+    scale = height / image.shape[0]
+    small = cv2.resize(image, (round(image.shape[1] * scale), height), interpolation=cv2.INTER_AREA)
     return small, detections._replace(boxes=detections.boxes * scale)
 
 
 def detections_grid(predictor):
     rows = []
     for names in ROWS:
-        photos = [read_picture(DATA / "photos" / f"{name}.jpg") for name in names]
+        photos = [read_image(DATA / "photos" / f"{name}.jpg") for name in names]
         shapes = sum(photo.shape[1] / photo.shape[0] for photo in photos)
         height = min(TALLEST, int((WIDTH - GUTTER * (len(names) - 1)) / shapes))
         tiles = [draw_detections(*scaled(photo, predictor(photo), height), predictor.classes) for photo in photos]
@@ -54,29 +54,29 @@ def detections_grid(predictor):
             [np.pad(t, ((0, GUTTER), (0, GUTTER), (0, 0)), constant_values=255) for t in tiles], axis=1
         )
         rows.append(np.pad(row, ((0, 0), (0, max(0, WIDTH - row.shape[1])), (0, 0)), constant_values=255)[:, :WIDTH])
-    write_picture(DOCS / "detections.jpg", np.concatenate(rows)[:-GUTTER])
+    write_image(DOCS / "detections.jpg", np.concatenate(rows)[:-GUTTER])
 
 
 def animated_clip(predictor):
     chosen = islice(read_frames(DATA / "clip.mp4"), CLIP_FRAMES.start, CLIP_FRAMES.stop, CLIP_FRAMES.step)
-    pictures = []
+    images = []
     for _, frame in chosen:
         height = round(frame.shape[0] * CLIP_WIDTH / frame.shape[1])
         drawn = draw_detections(*scaled(frame, predictor(frame), height), predictor.classes)
-        pictures.append(Image.fromarray(drawn).quantize(CLIP_COLOURS, dither=Image.Dither.NONE))
+        images.append(Image.fromarray(drawn).quantize(CLIP_COLOURS, dither=Image.Dither.NONE))
     with replacing(DOCS / "clip.gif") as temporary:
-        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=200, loop=0, optimize=True)
+        images[0].save(temporary, save_all=True, append_images=images[1:], duration=200, loop=0, optimize=True)
 
 
 def thumbnail(notebook):
     outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
     first = next(o["data"]["image/jpeg"] for o in outputs if "image/jpeg" in o.get("data", {}))
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))).convert("RGB"))
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))).convert("RGB"))
     width, height = THUMBNAIL
-    scale = max(width / picture.shape[1], height / picture.shape[0])
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scale = max(width / image.shape[1], height / image.shape[0])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     top, left = (small.shape[0] - height) // 2, (small.shape[1] - width) // 2
-    write_picture(DOCS / "thumbnails" / f"{notebook.stem}.jpg", small[top : top + height, left : left + width])
+    write_image(DOCS / "thumbnails" / f"{notebook.stem}.jpg", small[top : top + height, left : left + width])
 
 
 def main():

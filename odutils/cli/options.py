@@ -2,7 +2,7 @@
 
 import argparse
 
-from odutils.command_line import commands
+from odutils.cli import commands
 from odutils.recipe import Recipe
 
 
@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    parser = Parser("python -m odutils", description="Finds objects in pictures and films, and learns to.")
+    parser = Parser("python -m odutils", description="Finds objects in images and videos, and learns to.")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, function, purpose: str, example: str, parents=subparsers) -> Parser:
@@ -28,9 +28,9 @@ def make_parser() -> Parser:
         command.set_defaults(command=function)
         return command
 
-    command = add("detect", commands.detect, "draw boxes on pictures", "detect holiday/ cat.jpg --out found")
-    command.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of pictures")
-    command.add_argument("--out", default="runs/detect", metavar="FOLDER", help="for the annotated pictures")
+    command = add("detect", commands.detect, "draw boxes on images", "detect holiday/ cat.jpg --out found")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images")
+    command.add_argument("--out", default="runs/detect", metavar="FOLDER", help="for the annotated images")
     command.add_argument("--json", metavar="FILE", help="write what was found in COCO's form, too")
     add_predictor(command)
     command.add_argument("--iou", type=share, metavar="0…1", help="two boxes of a class that overlap by more are one")
@@ -38,9 +38,9 @@ def make_parser() -> Parser:
         "--every-class", action="store_true", help="keep boxes of different classes on one object, as scoring wants"
     )
 
-    command = add("video", commands.video, "draw boxes on a film", "video street.mp4 --out street_boxes.mp4")
-    command.add_argument("source", metavar="FILM", help="any film that FFmpeg reads")
-    command.add_argument("--out", metavar="FILM.mp4", help="(default: runs/video/NAME.mp4)")
+    command = add("video", commands.video, "draw boxes on a video", "video street.mp4 --out street_boxes.mp4")
+    command.add_argument("source", metavar="VIDEO", help="any video that FFmpeg reads")
+    command.add_argument("--out", metavar="VIDEO.mp4", help="(default: runs/video/NAME.mp4)")
     add_predictor(command)
     command.add_argument("--batch-size", type=positive, default=4, metavar="N", help="frames at a time")
     command.add_argument("--limit", type=positive, metavar="N", help="stop after so many frames")
@@ -57,19 +57,19 @@ def make_parser() -> Parser:
     command.add_argument(
         "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
     )
-    command.add_argument(
-        "--epochs", type=positive, default=Recipe.epochs, metavar="N", help="times each picture is seen"
-    )
-    command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="pictures a step")
+    command.add_argument("--epochs", type=positive, default=Recipe.epochs, metavar="N", help="times each image is seen")
+    command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="images a step")
     command.add_argument("--lr", type=rate, default=Recipe.lr, metavar="RATE", help="learning rate of the head")
-    command.add_argument("--body-lr", type=rate, default=Recipe.body_lr, metavar="RATE", help="and of the body")
-    command.add_argument("--mosaic", type=share, default=Recipe.mosaic, metavar="0…1", help="examples of four pictures")
-    command.add_argument("--no-crop", action="store_true", help="whole pictures: for last epochs, or a short training")
+    command.add_argument(
+        "--backbone-lr", type=rate, default=Recipe.backbone_lr, metavar="RATE", help="and of the backbone"
+    )
+    command.add_argument("--mosaic", type=share, default=Recipe.mosaic, metavar="0…1", help="examples of four images")
+    command.add_argument("--no-crop", action="store_true", help="whole images: for last epochs, or a short training")
     command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
-    command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's body")
-    command.add_argument("--no-pretrained", action="store_true", help="begin with a random body")
-    command.add_argument("--freeze-body", action="store_true", help="train the head alone: quicker")
-    command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that load pictures")
+    command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's backbone")
+    command.add_argument("--no-pretrained", action="store_true", help="begin with a random backbone")
+    command.add_argument("--freeze-backbone", action="store_true", help="train the head alone: quicker")
+    command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that load images")
     command.add_argument("--device", choices=("cpu", "cuda", "mps"), help="(default: the best there is)")
     command.add_argument("--checkpoint-every", type=positive, default=200, metavar="STEPS", help="for going on")
 
@@ -117,7 +117,7 @@ def make_parser() -> Parser:
         "--images", type=natural, nargs="+", default=[160, 40], metavar="N", help="for train and val (default: 160 40)"
     )
     command.add_argument("--size", type=positive, default=320, metavar="PX", help="of the longer side")
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="another one, other pictures")
+    command.add_argument("--seed", type=natural, default=0, metavar="N", help="another one, other images")
     return parser
 
 

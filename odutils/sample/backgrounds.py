@@ -1,6 +1,6 @@
 """Backgrounds for the sample's scenes: colours, textures, landscapes, rooms; all drawn, nothing photographed.
 
-Each painter takes (rng, height, width) and returns the picture, (H, W, 3) float32 RGB 0…255, and the row of its
+Each painter takes (rng, height, width) and returns the image, (H, W, 3) float32 RGB 0…255, and the row of its
 horizon, below which things can stand on the ground; None where there is no ground.
 """
 
@@ -18,9 +18,9 @@ Background = tuple[np.ndarray, int | None]
 def paint_background(rng: Generator, height: int, width: int) -> Background:
     """A random one of the painters below; landscapes and rooms come twice as often as the others."""
     painter = PAINTERS[rng.integers(len(PAINTERS))]
-    picture, horizon = painter(rng, height, width)
-    picture += rng.uniform(0.5, 2.5) * rng.standard_normal((height, width, 1), dtype=np.float32)  # a camera's grain
-    return np.clip(picture, 0, 255), horizon
+    image, horizon = painter(rng, height, width)
+    image += rng.uniform(0.5, 2.5) * rng.standard_normal((height, width, 1), dtype=np.float32)  # a camera's grain
+    return np.clip(image, 0, 255), horizon
 
 
 def paint_gradient(rng: Generator, height: int, width: int) -> Background:
@@ -34,15 +34,15 @@ def paint_lights(rng: Generator, height: int, width: int) -> Background:
     hue, small = rng.random(), (height // 4, width // 4)  # soft enough to be painted at a quarter of the size
     dark = rng.random() < 0.5
     value = (0.15, 0.4) if dark else (0.7, 0.95)
-    picture = _mix(_colour(rng, hue, value=value), _colour(rng, hue + 0.15, value=value), _ramp(rng, *small))
+    image = _mix(_colour(rng, hue, value=value), _colour(rng, hue + 0.15, value=value), _ramp(rng, *small))
     for _ in range(rng.integers(8, 20)):
-        light = picture.copy()
+        light = image.copy()
         centre = (int(rng.integers(small[1])), int(rng.integers(small[0])))
         radius = max(2, int(rng.uniform(0.03, 0.14) * max(small)))
         cv2.circle(light, centre, radius, _colour(rng, hue + rng.normal(0, 0.1), value=(0.7, 1.0)).tolist(), -1)
-        picture += rng.uniform(0.2, 0.6) * (light - picture)
-    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.6, 2.5))
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), None
+        image += rng.uniform(0.2, 0.6) * (light - image)
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.6, 2.5))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), None
 
 
 def paint_stripes(rng: Generator, height: int, width: int) -> Background:
@@ -67,8 +67,8 @@ def paint_wallpaper(rng: Generator, height: int, width: int) -> Background:
 def paint_texture(rng: Generator, height: int, width: int) -> Background:
     """Clouds, marble, moss."""
     hue, clouds = rng.random(), _clouds(rng, height, width)
-    picture = _mix(_colour(rng, hue, value=(0.3, 0.7)), _colour(rng, hue + rng.normal(0, 0.06)), clouds)
-    return _mix(picture, _colour(rng, hue + rng.normal(0, 0.1)), np.clip(3 * clouds - 1.8, 0, 1)), None
+    image = _mix(_colour(rng, hue, value=(0.3, 0.7)), _colour(rng, hue + rng.normal(0, 0.06)), clouds)
+    return _mix(image, _colour(rng, hue + rng.normal(0, 0.1)), np.clip(3 * clouds - 1.8, 0, 1)), None
 
 
 def paint_landscape(rng: Generator, height: int, width: int) -> Background:
@@ -76,10 +76,10 @@ def paint_landscape(rng: Generator, height: int, width: int) -> Background:
     horizon = int(rng.uniform(0.35, 0.6) * height)
     sky_hue = rng.choice([0.55, 0.58, 0.6, 0.04, 0.08, 0.75])  # day, day, day, evening, evening, dusk
     top, low = _colour(rng, sky_hue, (0.35, 0.65), (0.75, 0.95)), _colour(rng, sky_hue + 0.03, (0.05, 0.3), (0.9, 1.0))
-    picture = _mix(top, low, np.repeat(np.linspace(0, 1, height, dtype=np.float32)[:, None] ** 0.7, width, 1))
-    picture = _mix(picture, np.float32([255, 255, 255]), 0.8 * np.clip(2 * _clouds(rng, height, width) - 1, 0, 1))
+    image = _mix(top, low, np.repeat(np.linspace(0, 1, height, dtype=np.float32)[:, None] ** 0.7, width, 1))
+    image = _mix(image, np.float32([255, 255, 255]), 0.8 * np.clip(2 * _clouds(rng, height, width) - 1, 0, 1))
     sun = (int(rng.integers(width)), int(rng.uniform(0.1, 0.9) * horizon))
-    cv2.circle(picture, sun, int(rng.uniform(0.03, 0.08) * width), (255, 240, 190), -1, cv2.LINE_AA)
+    cv2.circle(image, sun, int(rng.uniform(0.03, 0.08) * width), (255, 240, 190), -1, cv2.LINE_AA)
     ground_hue, saturation = ((0.27, (0.35, 0.6)), (0.12, (0.3, 0.5)), (0.58, (0.02, 0.1)))[
         rng.choice(3, p=(0.6, 0.25, 0.15))
     ]
@@ -90,19 +90,19 @@ def paint_landscape(rng: Generator, height: int, width: int) -> Background:
         ridge = horizon - height * (0.06 + 0.12 * distance * (0.5 + 0.3 * hills))  # (W,)
         hill = _colour(rng, ground_hue + 0.08, saturation, (0.45, 0.7))
         hill += distance * 0.6 * (low - hill)
-        picture[band] = _mix(picture[band], hill, np.clip(rows[band, None] - ridge, 0, 1))
+        image[band] = _mix(image[band], hill, np.clip(rows[band, None] - ridge, 0, 1))
     near, far = _colour(rng, ground_hue, saturation, (0.5, 0.75)), _colour(rng, ground_hue, saturation, (0.75, 0.95))
     below = height - horizon
     ground = _mix(far, near, np.repeat((np.arange(below) / below)[:, None], width, 1))
-    picture[horizon:] = ground * (0.88 + 0.24 * _clouds(rng, below, width))[..., None]
-    return picture, horizon
+    image[horizon:] = ground * (0.88 + 0.24 * _clouds(rng, below, width))[..., None]
+    return image, horizon
 
 
 def paint_room(rng: Generator, height: int, width: int) -> Background:
     """A wall, a skirting board, and a floor of planks that run away from us."""
     horizon, hue = int(rng.uniform(0.45, 0.65) * height), rng.random()
     wall = paint_stripes if rng.random() < 0.3 else paint_gradient
-    picture = wall(rng, height, width)[0] * 0.4 + 0.6 * _colour(rng, hue, (0.1, 0.4), (0.75, 1.0))
+    image = wall(rng, height, width)[0] * 0.4 + 0.6 * _colour(rng, hue, (0.1, 0.4), (0.75, 1.0))
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     depth = np.clip((rows - horizon) / (height - horizon), 0, 1)
     planks = (columns / width - rng.uniform(0.2, 0.8)) / (0.25 + depth) * rng.uniform(4, 9)
@@ -110,10 +110,10 @@ def paint_room(rng: Generator, height: int, width: int) -> Background:
     shade = rng.uniform(0.88, 1.06, 256).astype(np.float32)[board % 256] * (0.75 + 0.25 * depth)
     shade *= np.where(np.abs(planks - board - 0.5) > 0.47, 0.8, 1.0)
     wood = _colour(rng, rng.uniform(0.03, 0.12), (0.1, 0.6), (0.45, 0.95))
-    picture = np.where((rows >= horizon)[..., None], wood * shade[..., None], picture)
+    image = np.where((rows >= horizon)[..., None], wood * shade[..., None], image)
     skirting = slice(horizon - max(2, height // 40), horizon)
-    picture[skirting] = 0.3 * picture[skirting] + 0.7 * np.float32([245, 243, 238])
-    return picture.astype(np.float32), horizon
+    image[skirting] = 0.3 * image[skirting] + 0.7 * np.float32([245, 243, 238])
+    return image.astype(np.float32), horizon
 
 
 PAINTERS: tuple[Callable[[Generator, int, int], Background], ...] = (
@@ -127,7 +127,7 @@ def _colour(rng: Generator, hue: float, saturation=(0.15, 0.55), value=(0.65, 1.
 
 
 def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """`first` where the weight (H, W) is 0, `second` where it is 1; each is a colour (3,) or a picture (H, W, 3)."""
+    """`first` where the weight (H, W) is 0, `second` where it is 1; each is a colour (3,) or an image (H, W, 3)."""
     weight = weight.astype(np.float32)
     if first.ndim == second.ndim == 1:  # plane by plane: three times as fast
         return cv2.merge([weight * (end - start) + start for start, end in zip(first, second, strict=True)])
@@ -136,7 +136,7 @@ def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarra
 
 
 def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
-    """0 to 1 across the picture, in a random direction."""
+    """0 to 1 across the image, in a random direction."""
     direction = rng.uniform(0, 2 * math.pi)
     rows = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * math.sin(direction)
     ramp = rows + np.linspace(-0.5, 0.5, width, dtype=np.float32)[None] * math.cos(direction)  # (H, W)

@@ -1,4 +1,4 @@
-"""Films out, through PyAV: H.264 in mp4 with the clock, the colours and the sound of the film they were made from."""
+"""Videos out, through PyAV: H.264 in mp4 with the clock, the colours and the sound of the video they were made from."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from odutils.film import FilmReader, Frame
+from odutils.video.reader import Frame, VideoReader
 
 COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what mp4 holds and players know; else AAC
 YUV_MATRICES = {1, 5, 6, 9}  # BT.709, BT.601 (625 and 525 lines), BT.2020, of ITU-T H.273; others cannot be kept
@@ -14,7 +14,7 @@ AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 ENCODER = {"preset": "veryfast", "crf": "20"}  # thin lines and letters stay sharp
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes frames and sound as H.264 (yuv420p) mp4 that starts to play before it is loaded whole.
 
     H.264 halves the colour planes, so both sides must be even: an odd side gets one more row or column, a copy of its
@@ -22,14 +22,14 @@ class FilmWriter:
     Use it as a context manager; call `finish` when all is written. `sound` says what becomes of the sound.
     """
 
-    def __init__(self, path: str | Path, reader: FilmReader):
+    def __init__(self, path: str | Path, reader: VideoReader):
         import av
 
         self.reader, self.stream, self.shape, self.durations = reader, None, None, {}
         self.container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         self.audio, self.sound = None, "none in the source"
 
-    def __enter__(self) -> "FilmWriter":
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind, *exception) -> None:
@@ -46,15 +46,13 @@ class FilmWriter:
         import av
 
         if self.stream is None and frame is not None:
-            self._begin(frame.picture.shape)
+            self._begin(frame.image.shape)
         if frame is not None:
-            picture = av.VideoFrame.from_ndarray(self._fitted(frame.picture), format="rgb24")
-            picture = self.converter.reformat(
-                picture, format="yuv420p", dst_colorspace=self.matrix, dst_color_range="MPEG"
-            )
-            picture.pts, picture.time_base, picture.duration = frame.pts, self.reader.stream.time_base, frame.duration
+            image = av.VideoFrame.from_ndarray(self._fitted(frame.image), format="rgb24")
+            image = self.converter.reformat(image, format="yuv420p", dst_colorspace=self.matrix, dst_color_range="MPEG")
+            image.pts, image.time_base, image.duration = frame.pts, self.reader.stream.time_base, frame.duration
             self.durations[frame.pts] = frame.duration
-            self._write_encoded(self.stream.encode(picture))
+            self._write_encoded(self.stream.encode(image))
         for packet in sound:
             self._write_sound(packet)
 
@@ -134,15 +132,15 @@ class FilmWriter:
             frame.pts = None if frame.pts is None else frame.pts - round(self.reader.start / frame.time_base)
             self.container.mux(self.audio.encode(frame))
 
-    def _fitted(self, picture: np.ndarray) -> np.ndarray:
-        """The picture at the size of the first one, and with even sides."""
+    def _fitted(self, image: np.ndarray) -> np.ndarray:
+        """The image at the size of the first one, and with even sides."""
         height, width = self.shape
-        if picture.shape[:2] != self.shape:  # some broadcasts change size on the way: black bars, no distortion
-            scale = min(height / picture.shape[0], width / picture.shape[1])
-            sides = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-            picture = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-            down, right = height - picture.shape[0], width - picture.shape[1]
-            picture = cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        if image.shape[:2] != self.shape:  # some broadcasts change size on the way: black bars, no distortion
+            scale = min(height / image.shape[0], width / image.shape[1])
+            sides = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+            image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+            down, right = height - image.shape[0], width - image.shape[1]
+            image = cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
         if height % 2 or width % 2:
-            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        return picture
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        return image

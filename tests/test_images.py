@@ -1,5 +1,5 @@
-"""Protects what comes in: every kind of picture file arrives upright, in RGB, 8 bits; boxes find their way to the
-network's input and back; and what is no picture is refused in one sentence."""
+"""Protects what comes in: every kind of image file arrives upright, in RGB, 8 bits; boxes find their way to the
+network's input and back; and what is no image is refused in one sentence."""
 
 import os
 
@@ -12,34 +12,34 @@ from PIL import Image
 
 from odutils.anchors import PYRAMID_STRIDES
 from odutils.errors import InputError, UnreadableError
-from odutils.pictures import GREY, MULTIPLE, fit, input_shape, list_pictures, read_picture, resize, to_rgb, upright_size
+from odutils.images import GREY, MULTIPLE, fit, input_shape, list_images, read_image, resize, to_rgb, upright_size
 
 
 def three_greys():
     return np.uint8([[0, 100, 255]])
 
 
-def test_rgb_arrives_as_it_is(tmp_path, draw_picture):
-    picture = draw_picture()
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    read = read_picture(tmp_path / "a.png")
-    assert read.dtype == np.uint8 and np.array_equal(read, picture)
+def test_rgb_arrives_as_it_is(tmp_path, draw_image):
+    image = draw_image()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.dtype == np.uint8 and np.array_equal(read, image)
 
 
 def test_grey(tmp_path):
     Image.fromarray(three_greys()).save(tmp_path / "grey.png")
-    assert read_picture(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+    assert read_image(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
 
 
 def test_16_bit_grey_is_scaled_not_cut_off(tmp_path):
     values = np.uint16([[0, 257 * 100, 65535]])
     cv2.imwrite(str(tmp_path / "grey.png"), values)
-    assert read_picture(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+    assert read_image(tmp_path / "grey.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
 
 
 def test_1_bit(tmp_path):
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
-    assert read_picture(tmp_path / "bits.png").tolist() == [[[255] * 3, [0] * 3]]
+    assert read_image(tmp_path / "bits.png").tolist() == [[[255] * 3, [0] * 3]]
 
 
 def test_palette_with_transparency_lies_on_white(tmp_path):
@@ -47,19 +47,19 @@ def test_palette_with_transparency_lies_on_white(tmp_path):
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.info["transparency"] = 1
     image.save(tmp_path / "palette.png", transparency=1)
-    assert read_picture(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    assert read_image(tmp_path / "palette.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
 def test_rgba_is_blended_with_white(tmp_path):
     Image.fromarray(np.uint8([[[200, 0, 100, 255], [200, 0, 100, 0], [200, 0, 100, 51]]])).save(tmp_path / "a.png")
-    opaque, clear, fifth = read_picture(tmp_path / "a.png")[0].tolist()
+    opaque, clear, fifth = read_image(tmp_path / "a.png")[0].tolist()
     assert (opaque, clear) == ([200, 0, 100], [255, 255, 255])
     assert np.allclose(fifth, [0.2 * v + 0.8 * 255 for v in (200, 0, 100)], atol=1)
 
 
 def test_cmyk_jpeg(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
-    assert np.abs(read_picture(tmp_path / "print.jpg").astype(int) - [255, 0, 0]).max() < 12
+    assert np.abs(read_image(tmp_path / "print.jpg").astype(int) - [255, 0, 0]).max() < 12
 
 
 # What a viewer must do to the stored pixels for each orientation (EXIF 2.3, tag 0x0112), in NumPy's words.
@@ -77,27 +77,27 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_turned_pictures_arrive_upright(tmp_path, draw_picture, orientation, suffix):
+def test_turned_images_arrive_upright(tmp_path, draw_image, orientation, suffix):
     exif, path = Image.Exif(), tmp_path / f"turned.{suffix}"
     exif[0x0112] = orientation
-    Image.fromarray(draw_picture(24, 40)).save(path, exif=exif, quality=95, subsampling=0)
+    Image.fromarray(draw_image(24, 40)).save(path, exif=exif, quality=95, subsampling=0)
     stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[..., ::-1]
-    expected, read = UPRIGHT[orientation](stored), read_picture(path)
+    expected, read = UPRIGHT[orientation](stored), read_image(path)
     assert read.shape == expected.shape and np.abs(read.astype(int) - expected).max() <= 3  # two JPEG decoders
     assert upright_size(path) == expected.shape[1::-1]
 
 
 def test_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "dot.png")
-    picture = read_picture(tmp_path / "dot.png")
-    assert picture.tolist() == [[[1, 2, 3]]]
-    fitted, placement = fit(picture, 64)
+    image = read_image(tmp_path / "dot.png")
+    assert image.tolist() == [[[1, 2, 3]]]
+    fitted, placement = fit(image, 64)
     assert fitted.shape == (64, 64, 3) and (fitted == [1, 2, 3]).all()
-    assert placement.to_picture(np.float32([[0, 0, 1, 1]])).tolist() == [[0, 0, 1, 1]]
+    assert placement.to_image(np.float32([[0, 0, 1, 1]])).tolist() == [[0, 0, 1, 1]]
 
 
-def test_to_rgb_leaves_its_argument_alone(draw_picture):
-    image = Image.fromarray(draw_picture()).convert("RGBA")
+def test_to_rgb_leaves_its_argument_alone(draw_image):
+    image = Image.fromarray(draw_image()).convert("RGBA")
     before = image.copy()
     to_rgb(image)
     assert image == before
@@ -113,17 +113,17 @@ def write_truncated(path):
     [
         (write_truncated, "truncated"),
         (lambda path: path.write_bytes(b""), "empty"),
-        (lambda path: path.write_text("not a picture"), "cannot be read"),
+        (lambda path: path.write_text("not an image"), "cannot be read"),
         (lambda path: path.mkdir(), "cannot be read"),
         (lambda path: None, "no such file"),
     ],
     ids=["truncated", "empty", "text", "folder", "missing"],
 )
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path, make, words):
+def test_what_is_no_image_is_refused_in_one_line(tmp_path, make, words):
     path = tmp_path / "a.jpg"
     make(path)
     with pytest.raises(InputError) as caught:
-        read_picture(path)
+        read_image(path)
     assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -133,21 +133,21 @@ def test_no_permission(tmp_path):
     Image.new("RGB", (2, 2)).save(path)
     path.chmod(0)
     with pytest.raises(InputError, match="permission"):
-        read_picture(path)
+        read_image(path)
 
 
-def test_pictures_of_a_folder(tmp_path):
+def test_images_of_a_folder(tmp_path):
     for name in ("b.PNG", "a.jpg", "notes.txt", "c.jpeg.part"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_pictures(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
 
 
 def test_folders_that_cannot_be_listed(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match="no pictures"):
-        list_pictures(tmp_path)
+    with pytest.raises(InputError, match="no images"):
+        list_images(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        list_pictures(tmp_path / "nothing")
+        list_images(tmp_path / "nothing")
 
 
 SIDE = st.integers(1, 300)
@@ -161,12 +161,12 @@ def test_boxes_go_to_the_input_and_back(height, width, size, squash, corners):
     box = np.float32([corners]) * np.float32([width, height] * 2)  # (1, 4) in pixels
     there = placement.to_input(box)
     assert there.min() >= 0 and there.max() <= 1 + 1e-6
-    assert np.allclose(placement.to_picture(there), box, atol=1e-3)
+    assert np.allclose(placement.to_image(there), box, atol=1e-3)
 
 
 @settings(deadline=None)
 @given(SIDE, SIDE, st.sampled_from([64, 100, 320]), st.booleans())
-def test_the_input_is_the_smallest_that_holds_the_picture(height, width, size, squash):
+def test_the_input_is_the_smallest_that_holds_the_image(height, width, size, squash):
     shape = input_shape(height, width, size, squash)
     if squash:
         assert shape == (size, size)
@@ -177,7 +177,7 @@ def test_the_input_is_the_smallest_that_holds_the_picture(height, width, size, s
         assert side % 64 == 0 and side - 64 < whole <= side + 1e-6
 
 
-def test_the_picture_lies_in_the_corner_and_the_rest_is_grey():
+def test_the_image_lies_in_the_corner_and_the_rest_is_grey():
     fitted, placement = fit(np.full((30, 60, 3), 200, np.uint8), 64)
     assert (fitted[:32] == 200).all() and (fitted[32:] == GREY).all()
     assert placement.to_input(np.float32([[0, 0, 60, 30]])).tolist() == [[0, 0, 1, 0.5]]
@@ -185,18 +185,18 @@ def test_the_picture_lies_in_the_corner_and_the_rest_is_grey():
 
 @pytest.mark.parametrize("sides", [(40, 70), (7, 300), (150, 101), (75, 101), (1, 1)])
 @pytest.mark.parametrize("cut", [slice(None), slice(3, -5)])
-def test_resize_is_pils_bilinear(draw_picture, sides, cut):
-    """PIL's, too, widens its filter when a picture shrinks."""
-    picture = draw_picture(75, 101)[cut, cut]
-    expected = Image.fromarray(picture).resize(sides[::-1], Image.Resampling.BILINEAR)
-    resized = resize(picture, *sides)
+def test_resize_is_pils_bilinear(draw_image, sides, cut):
+    """PIL's, too, widens its filter when an image shrinks."""
+    image = draw_image(75, 101)[cut, cut]
+    expected = Image.fromarray(image).resize(sides[::-1], Image.Resampling.BILINEAR)
+    resized = resize(image, *sides)
     assert resized.flags.c_contiguous and resized.dtype == np.uint8
     assert np.abs(resized.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
-def test_resize_takes_what_pil_gives_without_a_warning(draw_picture, recwarn):
-    resize(np.asarray(Image.fromarray(draw_picture())), 20, 30)  # such an array cannot be written to
-    resize(draw_picture()[:, ::-1], 20, 30)
+def test_resize_takes_what_pil_gives_without_a_warning(draw_image, recwarn):
+    resize(np.asarray(Image.fromarray(draw_image())), 20, 30)  # such an array cannot be written to
+    resize(draw_image()[:, ::-1], 20, 30)
     assert not recwarn
 
 
@@ -213,20 +213,20 @@ def test_shrinking_averages(side):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_plain_jpegs_read_as_pil_reads_them(tmp_path, draw_picture, mode):
-    Image.fromarray(draw_picture(75, 101)).convert(mode).save(tmp_path / "plain.jpg", quality=85)
+def test_plain_jpegs_read_as_pil_reads_them(tmp_path, draw_image, mode):
+    Image.fromarray(draw_image(75, 101)).convert(mode).save(tmp_path / "plain.jpg", quality=85)
     with Image.open(tmp_path / "plain.jpg") as image:
         expected = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(read_picture(tmp_path / "plain.jpg") - expected).max() <= 2  # their versions of libjpeg may differ
+    assert np.abs(read_image(tmp_path / "plain.jpg") - expected).max() <= 2  # their versions of libjpeg may differ
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
-def test_a_jpeg_cut_off_is_refused_wherever_the_cut_is(tmp_path, draw_picture, share):
+def test_a_jpeg_cut_off_is_refused_wherever_the_cut_is(tmp_path, draw_image, share):
     path = tmp_path / "cut.jpg"
-    Image.fromarray(draw_picture(120, 160)).save(path, quality=95)
+    Image.fromarray(draw_image(120, 160)).save(path, quality=95)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UnreadableError):
-        read_picture(path)
+        read_image(path)
 
 
 def test_inputs_have_whole_cells_at_every_level():

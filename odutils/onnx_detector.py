@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from odutils.errors import InputError
-from odutils.pictures import MULTIPLE
+from odutils.images import MULTIPLE
+from odutils.model import Settings
 
 
 class ExportedDetector:
@@ -39,8 +40,8 @@ class ExportedDetector:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and boxes (N, A, 4) xyxy, 0…1."""
-        size, shape = self.settings["size"], images.shape[2:]
-        squash = self.settings["squash"]
+        size, shape = self.settings.size, images.shape[2:]
+        squash = self.settings.squash
         if shape != (size, size) if squash else any(side % MULTIPLE for side in shape):
             wanted = f"{size} px" if squash else f"multiples of {MULTIPLE} px"
             raise ValueError(f"the sides of an input are {wanted}, not {tuple(shape)}")
@@ -65,12 +66,10 @@ class ExportedDetector:
         return self
 
 
-def read_metadata(texts: dict[str, str], name: str) -> dict:
+def read_metadata(texts: dict[str, str], name: str) -> Settings:
     """The settings of a detector from an ONNX file's metadata. Raises InputError if they are not there."""
     try:
-        settings = {key: json.loads(text) for key, text in texts.items()}
-        if not {"classes", "size", "squash", "threshold"} <= settings.keys():
-            raise ValueError("settings are missing")
+        metadata = {key: json.loads(text) for key, text in texts.items()}
     except ValueError:
-        raise InputError(f"{name}: not written by `python -m odutils export`: its metadata say nothing of it") from None
-    return settings
+        raise InputError(f"{name}: not written by `python -m odutils export`: its metadata are not JSON") from None
+    return Settings.from_metadata(metadata, name)

@@ -1,7 +1,7 @@
-"""Pictures in: any file as an upright RGB array, fitted to the network's input.
+"""Images in: any file as an upright RGB array, fitted to the network's input.
 
-A picture is a `uint8` array (H, W, 3), RGB, upright. The network sees it through `fit`, which says how it was placed,
-so that boxes find their way back (`to_input`, `to_picture`).
+An image is a `uint8` array (H, W, 3), RGB, upright. The network sees it through `fit`, which says how it was placed,
+so that boxes find their way back (`to_input`, `to_image`).
 """
 
 import io
@@ -16,7 +16,7 @@ from odutils.errors import InputError, UnreadableError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
-GREY = 114  # of the border beside a letterboxed picture: near the mean of photographs, so it looks like nothing
+GREY = 114  # of the border beside a letterboxed image: near the mean of photographs, so it looks like nothing
 MULTIPLE = 64  # px: with such sides every level of the pyramid, whose coarsest stride it is, has whole cells
 
 
@@ -44,10 +44,10 @@ def decode_quickly(content: bytes) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Read a picture file as an upright (H, W, 3) uint8 RGB array.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as an upright (H, W, 3) uint8 RGB array.
 
-    Raises InputError if the file is missing, UnreadableError if it is no picture or is cut short.
+    Raises InputError if the file is missing, UnreadableError if it is no image or is cut short.
     """
     try:
         content = Path(path).read_bytes()
@@ -60,11 +60,11 @@ def read_picture(path: str | Path) -> np.ndarray:
         if isinstance(error, PermissionError):
             raise UnreadableError(f"{path}: no permission to read it") from None
         reason = "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
-        raise UnreadableError(f"{path}: cannot be read as a picture ({reason})") from None
+        raise UnreadableError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a picture as `read_picture` gives it. Decodes all of it, so that a broken file raises."""
+    """(width, height) of an image as `read_image` gives it. Decodes all of it, so that a broken file raises."""
     with Image.open(path) as image:
         size = image.size[::-1] if image.getexif().get(ORIENTATION) in TURNED else image.size
         image.draft("L", (1, 1))  # a JPEG at an eighth of its size: the whole file is read, in less time
@@ -72,35 +72,35 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     return size
 
 
-def list_pictures(folder: str | Path) -> list[Path]:
-    """The picture files of a folder (not of its sub-folders) by name. Raises InputError if there are none."""
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder (not of its sub-folders) by name. Raises InputError if there are none."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise InputError(f"{folder}: no pictures in this folder ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder}: no images in this folder ({', '.join(SUFFIXES)})")
     return found
 
 
 class Placement(NamedTuple):
-    """Where a picture lies on the network's input; lengths in pixels of the input."""
+    """Where an image lies on the network's input; lengths in pixels of the input."""
 
-    scale_x: float  # input pixels a picture pixel
+    scale_x: float  # input pixels an image pixel
     scale_y: float
     width: int  # of the whole input
     height: int
 
     def to_input(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (K, 4) xyxy in pixels of the picture -> 0…1 of the input."""
+        """Boxes (K, 4) xyxy in pixels of the image -> 0…1 of the input."""
         return boxes * np.float32([self.scale_x / self.width, self.scale_y / self.height] * 2)
 
-    def to_picture(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (K, 4) xyxy in 0…1 of the input -> pixels of the picture."""
+    def to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (K, 4) xyxy in 0…1 of the input -> pixels of the image."""
         return boxes / np.float32([self.scale_x / self.width, self.scale_y / self.height] * 2)
 
 
 def input_shape(height: int, width: int, size: int, squash: bool = False) -> tuple[int, int]:
-    """The smallest (height, width) of a network input that holds the picture with its longer side at `size` pixels.
+    """The smallest (height, width) of a network input that holds the image with its longer side at `size` pixels.
 
     Both are multiples of MULTIPLE.
     """
@@ -112,7 +112,7 @@ def input_shape(height: int, width: int, size: int, squash: bool = False) -> tup
 
 
 def place(height: int, width: int, size: int, squash: bool = False, shape: tuple[int, int] | None = None) -> Placement:
-    """Where `fit` puts a picture of height × width px."""
+    """Where `fit` puts an image of height × width px."""
     shape = shape or (size, size)
     if squash:
         return Placement(shape[1] / width, shape[0] / height, shape[1], shape[0])
@@ -120,34 +120,34 @@ def place(height: int, width: int, size: int, squash: bool = False, shape: tuple
     return Placement(max(1, round(width * scale)) / width, max(1, round(height * scale)) / height, shape[1], shape[0])
 
 
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, with a filter that widens as the picture shrinks, so that every pixel counts: no aliasing.
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, with a filter that widens as the image shrinks, so that every pixel counts: no aliasing.
 
     torch's, because it takes a fifth of the time of OpenCV's INTER_AREA, and INTER_LINEAR passes over pixels.
     """
     from torch import from_numpy
     from torch.nn.functional import interpolate
 
-    pixels = from_numpy(np.require(picture, requirements="CW"))[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
+    pixels = from_numpy(np.require(image, requirements="CW"))[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
     return interpolate(pixels, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)[0].numpy()
 
 
 def fit(
-    picture: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None
+    image: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, Placement]:
-    """Resize a picture once for the network: its longer side becomes `size`, the rest of the input is grey.
+    """Resize an image once for the network: its longer side becomes `size`, the rest of the input is grey.
 
     squash: stretch it to size × size instead, as the article does.
     shape: (height, width) of the input, default size × size.
-    Returns the input (height, width, 3) uint8 and the placement of the picture in its upper left corner.
+    Returns the input (height, width, 3) uint8 and the placement of the image in its upper left corner.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     placement = place(height, width, size, squash, shape)
     new_width, new_height = round(width * placement.scale_x), round(height * placement.scale_y)
     if (new_height, new_width) != (height, width):
-        picture = resize(picture, new_height, new_width)
-    if picture.shape[:2] != (placement.height, placement.width):
+        image = resize(image, new_height, new_width)
+    if image.shape[:2] != (placement.height, placement.width):
         canvas = np.full((placement.height, placement.width, 3), GREY, np.uint8)
-        canvas[:new_height, :new_width] = picture
-        picture = canvas
-    return picture, placement
+        canvas[:new_height, :new_width] = image
+        image = canvas
+    return image, placement

@@ -1,0 +1,1 @@
+"""COCO's format: get it, judge it, read and write it."""

@@ -1,0 +1,1 @@
+"""The drawn data set: a labelled sample that needs no download."""

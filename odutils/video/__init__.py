@@ -1,0 +1,1 @@
+"""Video in, detections drawn on every frame, video out."""
