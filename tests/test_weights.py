@@ -1,16 +1,19 @@
 """Protects weights files: what is saved comes back, and nothing a file holds is run or half believed."""
 
+import gzip
 import json
 import os
 import pickle
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from odutils.errors import InputError
+from odutils.presets import load_detector
 from odutils.weights import download_weights, load_weights, save_weights
 
 DRIVE = "1aBcDeFgHiJkLmNoPqRsTuVwXyZ012345"
@@ -32,6 +35,22 @@ def test_what_is_saved_comes_back(tmp_path):
     for name, tensor in some_tensors().items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
     assert os.listdir(path.parent) == ["w.safetensors"]
+
+
+def test_a_file_of_version_0_1_still_loads(tmp_path):
+    """Written by that version, whose tensors and recipe said "body"; every parameter is a constant that we know."""
+    path = tmp_path / "old.safetensors"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "data" / "pyramid_0.1.0.safetensors.gz").read_bytes()))
+    detector = load_detector(path)
+    assert detector.settings == ("pyramid", ("wheel", "cyclist"), 128, False, 0.25, "")
+    names = [name for name, _ in detector.named_parameters()]
+    assert names[0].startswith("backbone.")
+    for index, (name, tensor) in enumerate(detector.state_dict().items()):
+        if tensor.is_floating_point() and name not in ("mean", "std"):
+            assert (tensor == index % 61 / 64).all(), name
+    _, metadata = load_weights(path)
+    assert metadata["recipe"]["backbone_lr"] == 2e-4 and metadata["recipe"]["freeze_backbone"] is False
+    assert not [name for name in metadata["recipe"] if "body" in name]
 
 
 def test_half_is_half_the_file_and_float32_again_when_loaded(tmp_path):
