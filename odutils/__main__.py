@@ -13,8 +13,8 @@ import os
 import sys
 import warnings
 
-from odutils.command_line.inputs import complain
-from odutils.command_line.options import make_parser
+from odutils.cli.inputs import complain
+from odutils.cli.options import make_parser
 from odutils.errors import InputError, UnreadableError
 
 

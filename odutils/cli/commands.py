@@ -9,7 +9,7 @@ from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-from odutils.command_line.inputs import (
+from odutils.cli.inputs import (
     bars_on_terminals_only,
     checked_device,
     complain,
