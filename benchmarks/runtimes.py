@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from odutils.files import replacing
-from odutils.onnx_detector import ExportedDetector
+from odutils.onnx_detector import OnnxDetector
 from odutils.onnx_export import export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
@@ -73,7 +73,7 @@ def make_ways(folder: Path, threads: int, compile_too: bool) -> dict[str, Callab
         "PyTorch: float32, channels first": Contiguous(detector).eval(),
         "PyTorch: bfloat16, channels-last": in_bfloat16(detector),
         "PyTorch: torch.compile, float32": compiled(detector) if compile_too else None,
-        "ONNX Runtime, float32 (`python -m odutils export`)": ExportedDetector(exported),
+        "ONNX Runtime, float32 (`python -m odutils export`)": OnnxDetector(exported),
         "OpenVINO, of the same file, float32": with_openvino(exported, threads, "f32"),
         "OpenVINO, of the same file, bfloat16": with_openvino(exported, threads, "bf16"),
     }

@@ -1,8 +1,8 @@
-"""The errors a user can mend: what was wrong, where, and what to do."""
+"""The errors a user can fix: what was wrong, where, and what to do."""
 
 
 class InputError(Exception):
-    """Input that the user can mend. The message is one sentence, and the command line prints it as one line."""
+    """Input that the user can fix. The message is one sentence, and the command line prints it as one line."""
 
 
 class UnreadableError(InputError):

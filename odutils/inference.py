@@ -1,9 +1,11 @@
-"""From predictions to detections: keep what is likely enough, decode it, suppress the doubles, go back to the image.
+"""Images in, detections out: `Predictor` fits images to the network, runs it, and goes back to the image's pixels.
 
 N images, A anchors, C classes, K detections.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,17 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
-from odutils.anchors import AnchorGrid
-from odutils.images import fit, input_shape, list_images, read_image, to_rgb
+from odutils.devices import best_device
+from odutils.images import Placement, fit, input_shape, list_images, read_image, to_rgb
 from odutils.model import Detector
-from odutils.onnx_detector import ExportedDetector
+from odutils.onnx_detector import OnnxDetector
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
+from odutils.selection import EVALUATED, check_options, select, select_batch
 
-SAME_CLASS_IOU = 0.5  # two boxes of one class that overlap by more are one object; chosen on `dev` (0.6: more doubles)
-ANY_CLASS_IOU = 0.7  # shown to people, two boxes of different classes that overlap by more are one object, too
-EVALUATED = 0.01  # what evaluation keeps: average precision wants the whole curve
+__all__ = ["EVALUATED", "Detections", "Predictor", "as_array", "select", "select_batch", "to_detections"]
 
 
 class Detections(NamedTuple):
@@ -32,98 +32,96 @@ class Detections(NamedTuple):
     scores: np.ndarray  # (K,) float32, 0…1
 
 
-def select(
-    logits: Tensor,
-    codes: Tensor,
-    grid: AnchorGrid,
-    threshold: float = 0.35,
-    iou_threshold: float = SAME_CLASS_IOU,
-    class_agnostic: bool = True,
-    max_detections: int = 100,
-    top_k: int = 400,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections of one image: threshold, decode what is left, suppress.
-
-    logits: (A, C).   codes: (A, 4).   class_agnostic: boxes of different classes compete at ANY_CLASS_IOU.
-    max_detections: kept at last.   top_k: the highest scores that go into suppression.
-    Returns boxes (K, 4) xyxy in 0…1 of the input, labels (K,), scores (K,), best first.
-    """
-    flat = logits.flatten()  # (A C,)
-    lowest = torch.tensor(threshold, dtype=torch.float64).logit().item()  # compared as logits: no sigmoid of them all
-    above = (flat > lowest).nonzero().squeeze(1)  # (answers above,)
-    values, order = flat[above].sort(descending=True, stable=True)
-    above, scores = above[order[:top_k]], values[:top_k].sigmoid()
-    anchor, column = above // logits.shape[1], above % logits.shape[1]
-    boxes = grid.pick(anchor).decode(codes[anchor]).clamp(0, 1)  # (top_k, 4)
-    kept = batched_nms(boxes, scores, column, iou_threshold)
-    if class_agnostic:
-        kept = kept[nms(boxes[kept], scores[kept], ANY_CLASS_IOU)]
-    kept = kept[:max_detections]
-    return boxes[kept], column[kept] + 1, scores[kept]
-
-
 class Predictor:
     """A detector ready for use: images of any size in, `Detections` in their own pixels out.
 
         predictor = Predictor.from_weights()
         boxes, labels, scores = predictor("cat.jpg")
 
-    The image keeps its shape, unless the detector was trained on squashed ones. `threshold` is the default of every
-    call; without one, the weights file's own is taken.
+    An image is an (H, W, 3) uint8 RGB array, a PIL image or a path. It keeps its shape, unless the detector was trained
+    on squashed images. `threshold` is the default of every call; without one, the weights file's own is taken.
+    `batch_size` images at most are in the network, and in memory, at once.
     """
 
     def __init__(
         self,
-        detector: Detector | ExportedDetector,
+        detector: Detector | OnnxDetector,
         device: str | torch.device | None = None,
         threshold: float | None = None,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = best_device(device)
         self.detector = detector.to(self.device).eval()
         self.threshold = detector.settings.threshold if threshold is None else threshold
-        self.classes, self.size = detector.settings.classes, detector.settings.size
+        check_options(self.threshold)
+        self.classes = detector.settings.classes
+        self.size = detector.settings.size
+        self.batch_size = 8 if self.device.type == "cpu" else 32  # a CPU gains nothing from more
 
     @classmethod
     def from_weights(cls, path: str | Path | None = None, device: str | torch.device | None = None) -> "Predictor":
         """Load a weights file; without a path, the one that comes with the project. Raises InputError if it cannot.
 
-        A file of `export.py`, whose name ends in .onnx, runs on the CPU.
+        A file of `python -m odutils export`, whose name ends in .onnx, runs on the CPU.
         """
         if path and Path(path).suffix == ".onnx":
-            return cls(ExportedDetector(path), device or "cpu")
+            return cls(OnnxDetector(path), device or "cpu")
         return cls(load_detector(path or DEFAULT_WEIGHTS), device)
 
     def __call__(self, image: np.ndarray | Image.Image | str | Path, **options) -> Detections:
-        """One image: an (H, W, 3) uint8 RGB array, a PIL image or a path. Options: those of `select`."""
+        """One image. Options: those of `select`; None is the default.
+
+        Raises TypeError or ValueError for what is no image or no option, InputError for a file that cannot be read.
+        """
         return self.batch([image], **options)[0]
 
     def folder(self, folder: str | Path, **options) -> dict[Path, Detections]:
         """Every image of a folder."""
-        return {path: self(path, **options) for path in list_images(folder)}
+        paths = list_images(folder)
+        return dict(zip(paths, self.batch(paths, **options), strict=True))
 
     @torch.inference_mode()
     def batch(self, images: Iterable[np.ndarray | Image.Image | str | Path], **options) -> list[Detections]:
-        """Several images; those that fit the same input shape go through the network together."""
-        images = [as_array(image) for image in images]
-        squash = self.detector.settings.squash
-        by_shape: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(images):
-            by_shape.setdefault(input_shape(*image.shape[:2], self.size, squash), []).append(index)
-        found: list[Detections | None] = [None] * len(images)
-        for shape, indices in by_shape.items():
-            inputs, placements = zip(*(fit(images[i], self.size, squash, shape) for i in indices), strict=True)
-            stacked = torch.from_numpy(np.stack(inputs)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, height, width)
-            logits, codes = self.detector(stacked)  # (N, A, C), (N, A, 4)
-            grid = self.detector.grid(*shape)
-            for row, (index, placement) in enumerate(zip(indices, placements, strict=True)):
-                selected = select(logits[row], codes[row], grid, **{"threshold": self.threshold, **options})
-                found[index] = to_detections(*selected, placement, images[index].shape)
+        """Several images, `batch_size` at a time; threads read and fit them."""
+        options = {"threshold": self.threshold} | {name: v for name, v in options.items() if v is not None}
+        images = iter(images)
+        found = []
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            while some := list(islice(images, self.batch_size)):
+                found += self._detect(some, pool.map if len(some) > 1 else map, options)
         return found
 
+    def _detect(self, images: list, run, options: dict) -> list[Detections]:
+        """Detections in a few images; those that fit the same input shape go through the network together.
 
-def to_detections(boxes: Tensor, labels: Tensor, scores: Tensor, placement, shape: tuple[int, ...]) -> Detections:
-    """Detections on the input (K, 4) in 0…1 -> on the image of `shape` (H, W, …), in its pixels, inside it."""
-    height, width = shape[:2]
+        run: `map`, or that of a pool of threads.
+        """
+        fitted, placements, sizes = zip(*run(self._fit, images), strict=True)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, pixels in enumerate(fitted):
+            by_shape.setdefault(pixels.shape, []).append(index)
+        found: list[Detections | None] = [None] * len(images)
+        for shape, indices in by_shape.items():
+            pin = self.device.type == "cuda"  # memory from which a GPU fetches by itself
+            stacked = torch.empty((len(indices), *shape), dtype=torch.uint8, pin_memory=pin)
+            list(run(np.copyto, stacked.numpy(), [fitted[index] for index in indices]))
+            inputs = stacked.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (N, 3, height, width)
+            logits, codes = self.detector(inputs)  # (N, A, C), (N, A, 4)
+            selected = select_batch(logits, codes, self.detector.grid(*shape[:2]), **options)
+            for index, one in zip(indices, selected, strict=True):
+                found[index] = to_detections(*one, placements[index], sizes[index])
+        return found
+
+    def _fit(self, image) -> tuple[np.ndarray, Placement, tuple[int, int]]:
+        """The network's input of an image (height, width, 3), where the image lies on it, and the image's (H, W)."""
+        pixels = as_array(image)
+        size, squash = pixels.shape[:2], self.detector.settings.squash
+        fitted, placement = fit(pixels, self.size, squash, input_shape(*size, self.size, squash))
+        return fitted, placement, size
+
+
+def to_detections(boxes: Tensor, labels: Tensor, scores: Tensor, placement: Placement, size: tuple) -> Detections:
+    """Detections on the input (K, 4) in 0…1 -> on the image of size (H, W, …), in its pixels, inside it."""
+    height, width = size[:2]
     boxes = placement.to_image(boxes.float().cpu().numpy()).clip(0, [width, height] * 2).astype(np.float32)
     inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # (K,), False for what lies in the border beside the image
     return Detections(boxes[inside], labels.cpu().numpy()[inside], scores.float().cpu().numpy()[inside])
@@ -135,6 +133,14 @@ def as_array(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         return read_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if not isinstance(image, np.ndarray):
+        hints = {
+            type(None): "cv2.imread returns None for a file that it cannot read; pass the path itself",
+            list: "`batch` takes a list of images",
+            bytes: "pass Image.open(io.BytesIO(…)) for the content of a file",
+        }
+        hint = hints.get(type(image), "pass an (H, W, 3) uint8 RGB array, a PIL image or a path")
+        raise TypeError(f"{'None' if image is None else f'a {type(image).__name__}'} is no image: {hint}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"an image is an (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
     return image

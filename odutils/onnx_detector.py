@@ -1,4 +1,4 @@
-"""Runs an ONNX file that `export.py` wrote, with ONNX Runtime, on the CPU: `Predictor.from_weights("model.onnx")`.
+"""Runs an ONNX file that `onnx_export.py` wrote, with ONNX Runtime, on the CPU: `Predictor.from_weights("model.onnx")`.
 
 N images, A anchors, C classes.
 """
@@ -15,10 +15,22 @@ from odutils.images import MULTIPLE
 from odutils.model import Settings
 
 
-class ExportedDetector:
-    """An exported file in a detector's place: `Predictor(ExportedDetector("model.onnx"), "cpu")`.
+class DecodedBoxes:
+    """Takes an AnchorGrid's place where the network gives boxes instead of codes: nothing is left to decode."""
 
-    Its box codes are boxes already, so that its grid leaves them as they are.
+    def to(self, device: torch.device | str) -> "DecodedBoxes":
+        return self
+
+    def pick(self, index: Tensor) -> "DecodedBoxes":
+        return self
+
+    def decode(self, boxes: Tensor) -> Tensor:
+        return boxes
+
+
+class OnnxDetector:
+    """An exported file in a Detector's place: `Predictor(OnnxDetector("model.onnx"), "cpu")`.
+
     Raises InputError if onnxruntime is missing or the file is none that `export` wrote.
     """
 
@@ -48,21 +60,15 @@ class ExportedDetector:
         found = self.session.run(["logits", "boxes"], {"images": np.ascontiguousarray(images.numpy())})
         return tuple(map(torch.from_numpy, found))
 
-    def grid(self, height: int, width: int) -> "ExportedDetector":
-        return self
+    def grid(self, height: int, width: int) -> DecodedBoxes:
+        return DecodedBoxes()
 
-    def pick(self, index: Tensor) -> "ExportedDetector":
-        return self
-
-    def decode(self, boxes: Tensor) -> Tensor:
-        return boxes
-
-    def to(self, device: torch.device) -> "ExportedDetector":
+    def to(self, device: torch.device) -> "OnnxDetector":
         if device.type != "cpu":
             raise InputError(f"an ONNX file runs on the CPU, not on {device}: export is for machines without a GPU")
         return self
 
-    def eval(self) -> "ExportedDetector":
+    def eval(self) -> "OnnxDetector":
         return self
 
 

@@ -19,8 +19,8 @@ from odutils.anchors import PYRAMID_STRIDES, decode_sides
 from odutils.errors import InputError
 from odutils.files import replacing
 from odutils.images import GREY, MULTIPLE
-from odutils.inference import ANY_CLASS_IOU, SAME_CLASS_IOU
 from odutils.model import Detector
+from odutils.selection import ANY_CLASS_IOU, SAME_CLASS_IOU
 
 OPSET = 17  # of 2022: every runtime of today reads it
 

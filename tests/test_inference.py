@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from odutils.anchors import article_grid, pyramid_grid
+from odutils.devices import best_device
 from odutils.errors import InputError
 from odutils.images import fit, input_shape
-from odutils.inference import Predictor, as_array, select, to_detections
+from odutils.inference import Predictor, as_array, select, select_batch, to_detections
 from odutils.presets import build
+from odutils.selection import select_together
 
 LOW = 0.05  # threshold at which a network with random weights finds something
 
@@ -76,6 +78,48 @@ def test_select_equals_the_literal_version(grid, class_agnostic, max_detections,
     assert labels.tolist() == [label for _, label, _ in expected]
     assert torch.allclose(scores.double(), torch.tensor([score for score, *_ in expected]).double(), atol=1e-6)
     assert torch.allclose(boxes.double(), torch.tensor([box for *_, box in expected]).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [pyramid_grid(64, 128), article_grid()], ids=["pyramid", "article"])
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("max_detections, top_k", [(100, 400), (7, 50)])
+@pytest.mark.parametrize("together", [select_together, select_batch])
+def test_images_together_equal_each_alone(grid, class_agnostic, max_detections, top_k, together):
+    """`select_together` is what a GPU runs. Equal scores, too, stay in their order."""
+    generator = torch.Generator().manual_seed(top_k)
+    logits = torch.randn(5, len(grid), 3, generator=generator) - 2
+    logits = (logits * 50).round() / 50  # many are equal
+    logits[2] = -9  # an image without objects
+    logits[4] += 1
+    codes = torch.randn(5, len(grid), 4, generator=generator)
+    options = dict(threshold=0.4, class_agnostic=class_agnostic, max_detections=max_detections, top_k=top_k)
+    found = together(logits, codes, grid, **options)
+    expected = [select(*one, grid, **options) for one in zip(logits, codes, strict=True)]
+    assert sorted(len(labels) for _, labels, _ in expected)[1] > 3 and len(found) == 5
+    for one, alone in zip(found, expected, strict=True):
+        assert torch.equal(one[1], alone[1]) and [a.dtype for a in one] == [a.dtype for a in alone]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, alone, strict=True))
+
+
+@pytest.mark.parametrize("together", [select_together, select_batch])
+def test_no_images_and_no_detections(together):
+    grid = pyramid_grid(64, 64)
+    assert together(torch.zeros(0, len(grid), 2), torch.zeros(0, len(grid), 4), grid) == []
+    (boxes, labels, scores), _ = together(torch.full((2, len(grid), 2), -9.0), torch.zeros(2, len(grid), 4), grid)
+    assert boxes.shape == (0, 4) and labels.shape == scores.shape == (0,)
+
+
+def test_the_last_of_many_classes_is_suppressed_as_the_first():
+    """For NMS class 1,000 is moved far away, where float32 no longer tells these boxes' overlap of 0.501 from 0.5."""
+    grid = pyramid_grid(512, 512)
+    boxes, half = grid.boxes.clone(), torch.tensor(0.012)
+    centre = (boxes[2000, :2] + boxes[2001, 2:]) / 2  # between two anchors, within the reach of both
+    boxes[2000] = torch.cat([centre - half, centre + half])
+    boxes[2001] = boxes[2000] + torch.tensor([0.00798, 0, 0.00798, 0])
+    for column in (0, 999):
+        logits = torch.full((len(grid), 1000), -20.0)
+        logits[2000:2002, column] = torch.tensor([3.0, 2.0])
+        assert len(select(logits, grid.encode(boxes), grid)[1]) == 1
 
 
 @pytest.fixture
@@ -203,6 +247,22 @@ def test_a_batch_equals_one_by_one(predictors, images, squash):
     assert predictors[squash].batch([]) == []
 
 
+@pytest.mark.parametrize("size, threads", [(1, 1), (2, 3), (4, 1)])
+def test_a_batch_of_any_size_keeps_few_images_in_memory(predictors, images, monkeypatch, size, threads):
+    """Neither the network nor the memory gets more than `batch_size` images, however long the list is."""
+    predictor, taken, seen = copy.copy(predictors[False]), [], []
+    predictor.batch_size = size
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    network = predictor.detector.forward
+    monkeypatch.setattr(
+        predictor.detector, "forward", lambda batch: seen.append((len(batch), len(taken))) or network(batch)
+    )
+    together = predictor.batch(taken.append(0) or image for image in images)
+    assert max(count for count, _ in seen) <= size and seen[0][1] <= size
+    monkeypatch.undo()
+    assert all(same(found, predictors[False](image)) for found, image in zip(together, images, strict=True))
+
+
 def test_every_kind_of_image(predictors, images, tmp_path):
     predictor, expected = predictors[False], predictors[False].batch(images[:3])
     paths = [tmp_path / f"{index}.png" for index in range(3)]
@@ -230,6 +290,60 @@ def test_options_of_a_call(predictors, images):
     assert len(predictor(image, iou_threshold=0.2).scores) < len(everything.scores)
     assert 0 < len(predictor(image, max_detections=3).scores) <= 3
     assert len(predictor(image, class_agnostic=False).scores) >= len(everything.scores)
+
+
+def test_thresholds_of_zero_and_none(predictors, images):
+    predictor, image = predictors[False], images[0]
+    everything = Predictor(predictor.detector, "cpu", threshold=0.0)
+    assert everything.threshold == 0.0 and same(everything(image), predictor(image, threshold=0.0))
+    assert everything(image).scores.min() < LOW
+    assert same(predictor(image, threshold=None, iou_threshold=None), predictor(image))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, float("nan"), "high", [0.5]])
+def test_options_out_of_range_are_refused(predictors, images, wrong):
+    for name in ("threshold", "iou_threshold"):
+        with pytest.raises(ValueError, match=f"{name} is .*from 0 to 1"):
+            predictors[False](images[0], **{name: wrong})
+    with pytest.raises(ValueError, match="threshold is .*from 0 to 1"):
+        Predictor(predictors[False].detector, "cpu", threshold=wrong)
+
+
+@pytest.mark.parametrize("name", ["max_detections", "top_k"])
+def test_counts_below_one_are_refused(predictors, images, name):
+    with pytest.raises(ValueError, match=f"{name} is -1: it must be at least 1"):
+        predictors[False](images[0], **{name: -1})
+
+
+@pytest.mark.parametrize(
+    "wrong, hint",
+    [
+        (None, "None is no image: cv2.imread"),
+        ([np.zeros((8, 8, 3), np.uint8)], "a list is no image: `batch`"),
+        (b"\xff\xd8", "bytes is no image: pass Image.open"),
+        (torch.zeros(3, 8, 8), "a Tensor is no image: pass an"),
+        (5, "a int is no image: pass an"),
+    ],
+    ids=["None", "list", "bytes", "Tensor", "int"],
+)
+def test_what_is_no_image_is_named_with_what_to_pass(predictors, wrong, hint):
+    for call in (lambda: predictors[False](wrong), lambda: predictors[False].batch([wrong, wrong])):
+        with pytest.raises(TypeError, match=hint):
+            call()
+
+
+@pytest.mark.parametrize("cuda, mps, best", [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_best_device_is_taken(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: 0.0)
+    assert best_device().type == best and best_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["meta", "warp", "cuda:99", ""])
+def test_devices_that_do_not_compute_are_refused(predictors, name):
+    with pytest.raises(InputError, match=f"device '{name}' cannot be used here: " + ".{10,250}$"):
+        Predictor(predictors[False].detector, name)
 
 
 @pytest.mark.parametrize(

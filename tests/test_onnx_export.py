@@ -17,7 +17,7 @@ from odutils.files import DATA
 from odutils.images import list_images, read_image
 from odutils.inference import EVALUATED, Predictor
 from odutils.model import ArticleHead, Detector, Settings
-from odutils.onnx_detector import ExportedDetector
+from odutils.onnx_detector import OnnxDetector
 from odutils.onnx_export import cells, export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
@@ -50,7 +50,7 @@ def random_images(*shape):
 @pytest.mark.parametrize("shape", [(1, 64, 64), (1, 320, 256), (3, 128, 320)])
 def test_every_batch_and_shape_from_one_file(detector, model, shape):
     images = random_images(shape[0], 3, *shape[1:])
-    logits, boxes = ExportedDetector(model)(images)
+    logits, boxes = OnnxDetector(model)(images)
     with torch.inference_mode():
         expected, codes = detector(images)
     assert torch.allclose(logits, expected, atol=1e-3)
@@ -111,14 +111,14 @@ def test_the_articles_head_and_grids(grid, tmp_path):
     settings = Settings(preset="article", classes=("bolt", "nut"), size=224, squash=True)
     backbone = nn.Conv2d(3, 512, 32, stride=32)  # (N, 512, 7, 7)
     detector = Detector(backbone, ArticleHead(2), grid, [120.0] * 3, [60.0] * 3, settings).eval()
-    exported = ExportedDetector(export(detector, tmp_path / "article.onnx"))
+    exported = OnnxDetector(export(detector, tmp_path / "article.onnx"))
     images = random_images(2, 3, 224, 224)
     with torch.inference_mode():
         expected, codes = detector(images)
     logits, boxes = exported(images)
     assert logits.shape == (2, 3150, 2) and torch.allclose(logits, expected, atol=1e-3)
     assert torch.allclose(boxes, grid().decode(codes).clamp(0, 1), atol=1e-4)
-    assert Predictor(exported, "cpu").classes == ["bolt", "nut"]
+    assert Predictor(exported, "cpu").classes == ("bolt", "nut")
     with pytest.raises(ValueError, match="224 px"):
         exported(random_images(1, 3, 256, 256))
 
@@ -248,14 +248,14 @@ def test_an_onnx_file_of_something_else(tmp_path):
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "other", [value], [result])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
-    with pytest.raises(InputError, match="not written by"):
+    with pytest.raises(InputError, match="not a detector of this project"):
         Predictor.from_weights(path)
 
 
 def test_inputs_and_devices_that_do_not_fit(model):
     with pytest.raises(ValueError, match="multiples of 64"):
-        ExportedDetector(model)(random_images(1, 3, 100, 128))
+        OnnxDetector(model)(random_images(1, 3, 100, 128))
     with pytest.raises(InputError, match="on the CPU"):
-        Predictor.from_weights(model, "cuda")
+        OnnxDetector(model).to(torch.device("cuda"))
     with pytest.raises(InputError, match="no such"):
         Predictor.from_weights("nowhere.onnx")

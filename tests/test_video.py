@@ -338,7 +338,7 @@ def test_what_fails_in_the_thread_is_raised_here(tmp_path, monkeypatch):
         raise MemoryError("in the thread")
 
     source = make_video(tmp_path / "a.mp4")
-    monkeypatch.setattr("odutils.video.upright", broken)
+    monkeypatch.setattr("odutils.video.reader.upright", broken)
     with pytest.raises(MemoryError, match="in the thread"):
         run(source, tmp_path / "out.mp4")
     assert_nothing_left(tmp_path, "a.mp4")
@@ -443,7 +443,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = make_video(tmp_path / "a.mp4")
-    monkeypatch.setattr("odutils.video_writer.VideoWriter.write", full)
+    monkeypatch.setattr("odutils.video.writer.VideoWriter.write", full)
     with pytest.raises(InputError, match="cannot write .*out.mp4: No space left on device"):
         run(source, tmp_path / "out.mp4")
     assert_nothing_left(tmp_path, "a.mp4")
