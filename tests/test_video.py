@@ -4,6 +4,7 @@ The videos are made here with PyAV; the predictor is a fake that finds a bright 
 """
 
 import errno
+import sys
 import threading
 from fractions import Fraction
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import pytest
 from odutils.classes import CLASSES, colour_of
 from odutils.errors import InputError
 from odutils.video.annotate import annotate_video, read_frames
+from odutils.video.reader import VideoReader
 
 SIDE = 24  # of the bright square, pixels
 
@@ -269,18 +271,36 @@ def test_pixels_that_are_not_square_stay_so(tmp_path):
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
 
 
+LUMA = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}  # shares of red and blue, ITU-T H.273, table 4
+
+
+def to_yuv(colour, matrix):
+    """An (r, g, b) colour, 0…255, as Y, U, V in 16…235 or 240, by the formulas of H.273."""
+    red, green, blue = (channel / 255 for channel in colour)
+    of_red, of_blue = LUMA[matrix]
+    luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
+    blueness, redness = (blue - luma) / (1 - of_blue) / 2, (red - luma) / (1 - of_red) / 2
+    return round(16 + 219 * luma), round(128 + 224 * blueness), round(128 + 224 * redness)
+
+
 @pytest.mark.parametrize("matrix", [None, 1, 5, 9])
 def test_colours_stay_what_they_were(tmp_path, matrix):
     path, target = tmp_path / "a.mp4", tmp_path / "out.mp4"
+    planes = np.empty((144, 160), np.uint8)  # yuv420p: 96 rows of Y, then U and V at half the size
+    for half, colour in enumerate([(20, 140, 60), (150, 30, 40)]):
+        luma, blueness, redness = to_yuv(colour, matrix or 5)
+        planes[48 * half : 48 * half + 48] = luma
+        planes[96 + 12 * half : 108 + 12 * half] = blueness
+        planes[120 + 12 * half : 132 + 12 * half] = redness
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=20, options={"crf": "10"})
         stream.width, stream.height = 160, 96
         if matrix is not None:
             stream.codec_context.colorspace = matrix
-        colours = np.full((96, 160, 3), (150, 30, 40), np.uint8)
-        colours[:48] = (20, 140, 60)
-        frame = av.VideoFrame.from_ndarray(colours, format="rgb24")
-        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=matrix)))
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        if matrix is not None:
+            frame.colorspace = matrix
+        container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     run(path, target)
     for video in (path, target):
@@ -449,9 +469,30 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     assert_nothing_left(tmp_path, "a.mp4")
 
 
-def test_progress_is_shown_to_the_end_even_if_the_length_is_unknown(tmp_path, capsys):
-    for name in ("a.mp4", "a.h264"):  # a raw stream has no length
-        make_video(tmp_path / name)
-        report = annotate_video(tmp_path / name, tmp_path / "out.mp4", SquareFinder())
-        assert report.frames == 20
-        assert "20/20" in capsys.readouterr().out
+def test_progress_is_shown_on_terminals_only(tmp_path, capsys, monkeypatch):
+    for name, end in (("a.mp4", "20/20"), ("a.h264", "20 frames")):  # a raw stream has no length
+        for terminal in (True, False):
+            monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+            make_video(tmp_path / name)
+            assert annotate_video(tmp_path / name, tmp_path / "out.mp4", SquareFinder()).frames == 20
+            captured = capsys.readouterr()
+            assert (end in captured.err) == terminal and not captured.out
+
+
+SLOW = {
+    "one frame a second": {"times": range(4), "rate": 1},
+    "time lapse": {"times": [0, 10, 60, 600, 601], "rate": 1},
+    "late first frame": {"times": range(100, 120)},
+    "a long last frame": {"times": [0, 1, 2, 200]},
+    "one frame": {"times": [0], "rate": 1},
+}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_slow_video_is_not_called_cut_short(tmp_path, name, kind):
+    """Frames are decoded up to some frames before they are shown: at one frame a second these are seconds."""
+    source = make_video(tmp_path / name, codec="libvpx-vp9" if name == "a.webm" else "libx264", **SLOW[kind])
+    with VideoReader(source) as reader:
+        frames = [frame for frame, _ in reader if frame is not None]
+        assert len(frames) == len(SLOW[kind]["times"]) and reader.notes == []

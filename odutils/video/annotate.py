@@ -4,16 +4,16 @@ A thread decodes while the network works on the frames before. Frame times, pixe
 the source are kept; a video that was turned in the player is turned here.
 """
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from odutils.ahead import Ahead
 from odutils.drawing import draw_detections
 from odutils.errors import InputError
 from odutils.files import replacing
+from odutils.progress import bar
 from odutils.video.reader import VideoReader, read_frames
 from odutils.video.writer import VideoWriter
 
@@ -71,14 +71,15 @@ def annotate_video(
         raise InputError(f"cannot write {target}: it is the source; choose another name")
     options = {} if threshold is None else {"threshold": threshold}
     spent = {"network": 0.0, "draw": 0.0, "encode": 0.0}
-    frames, begun = 0, perf_counter()
+    frames = 0
+    begun = perf_counter()
     with (
         VideoReader(source, limit) as reader,
         replacing(target) as temporary,
         VideoWriter(temporary, reader) as writer,
         Ahead(reader, 2 * batch_size) as ahead,
+        bar(total=reader.total, unit="frames", show=progress) as shown,
     ):
-        bar = _Bar(reader.total) if progress else None
         for batch in _batches(ahead, batch_size):
             images = [frame.image for frame, _ in batch if frame is not None]
             started = perf_counter()
@@ -94,13 +95,10 @@ def annotate_video(
                 spent["draw"] += drawn - started
                 spent["encode"] += perf_counter() - drawn
             frames += len(images)
-            if bar:
-                bar.update(frames)
+            shown.update(len(images))
         started = perf_counter()
         writer.finish()
         spent["encode"] += perf_counter() - started
-        if bar:
-            bar.finish(frames)
     seconds = perf_counter() - begun
     return VideoReport(
         frames, seconds, ahead.worked, **spent, wait=ahead.waited, audio=writer.sound, notes=tuple(reader.notes)
@@ -116,79 +114,3 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
             batch = []
     if batch:
         yield batch
-
-
-class Ahead:
-    """Takes items out of an iterable in a thread, at most `size` of them ahead. What it raises is raised here.
-
-    Leaving the `with` block ends the thread, whatever happened. `worked` and `waited` are seconds: of the thread at its
-    work, and of the reader without an item.
-    """
-
-    def __init__(self, items: Iterable, size: int):
-        self.items, self.worked, self.waited = items, 0.0, 0.0
-        self.ready, self.stopping = queue.Queue(size), threading.Event()
-        self.thread = threading.Thread(target=self._work, name="odutils-ahead", daemon=True)
-
-    def __enter__(self) -> "Ahead":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.stopping.set()
-        self.thread.join()
-
-    def __iter__(self) -> Iterator:
-        while True:
-            started = perf_counter()
-            item, error, more = self.ready.get()
-            self.waited += perf_counter() - started
-            if error is not None:
-                raise error
-            if not more:
-                return
-            yield item
-
-    def _work(self) -> None:
-        items = iter(self.items)
-        try:
-            while not self.stopping.is_set():
-                started = perf_counter()
-                try:
-                    entry = next(items), None, True
-                except StopIteration:
-                    entry = None, None, False
-                self.worked += perf_counter() - started
-                self._put(entry)
-                if not entry[2]:
-                    return
-        except BaseException as error:  # handed over, so that it is not lost in the thread
-            self._put((None, error, False))
-
-    def _put(self, entry: tuple) -> None:
-        while not self.stopping.is_set():
-            try:
-                return self.ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-
-class _Bar:
-    """fastprogress's bar, for a total that is unknown or only estimated."""
-
-    def __init__(self, total: int | None):
-        from fastprogress.fastprogress import progress_bar
-
-        self.bar = progress_bar(None, total=total or "noinfer")
-        self.bar.update(0)
-
-    def update(self, done: int) -> None:
-        self.bar.update(done if self.bar.total is None else min(done, self.bar.total - 1))
-
-    def finish(self, done: int) -> None:
-        from fastprogress.fastprogress import IN_NOTEBOOK
-
-        self.bar.total = done
-        self.bar.update(done)
-        if not IN_NOTEBOOK:
-            print()  # the bar leaves the cursor at its end

@@ -65,16 +65,21 @@ class VideoReader:
     def __iter__(self) -> Iterator[tuple[Frame | None, list]]:
         import av
 
-        base, sound, previous = self.stream.time_base, [], None
-        step = max(1, round(1 / (self.stream.average_rate or 25) / base))
+        base = self.stream.time_base
+        step = max(1, round(1 / (self.stream.average_rate or 25) / base))  # the usual time between two frames
         converter = av.video.reformatter.VideoReformatter()  # shared: setting one up takes longer than using it
-        frames, packets, damaged, reached, end = 0, 0, 0, 0.0, None
+        frames = packets = damaged = 0
+        reached = 0.0  # seconds: the latest end of what was read
+        longest = step  # time between two frames
+        previous = end = None
+        sound = []
         for packet in self._packets():
             time = None if packet.dts is None else float(packet.dts * packet.time_base)
             if end is not None and (time is None or time > end + 1):  # the sound lies within a second of its image
                 break
-            if time is not None:
-                reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
+            shown = packet.dts if packet.pts is None else packet.pts  # frames are decoded earlier than they are shown
+            if shown is not None:
+                reached = max(reached, float((shown + (packet.duration or 0)) * packet.time_base))
             if packet.stream.type == "audio":
                 if end is None or time < end:
                     sound.append(packet)
@@ -88,6 +93,7 @@ class VideoReader:
                 pts = frame.pts - round(self.start / base) if frame.pts is not None else None
                 if previous is not None and (pts is None or pts <= previous):  # a clock that is missing or runs back
                     pts = previous + (step if pts is None else 1)
+                longest = max(longest, (pts or 0) - (previous or 0))
                 previous = pts or 0
                 yield Frame(upright(frame, converter), float(previous * base), previous, frame.duration or 0), sound
                 frames, sound = frames + 1, []
@@ -96,7 +102,7 @@ class VideoReader:
         if not frames:
             raise UnreadableError(f"{self.path}: no frame of it can be read: the video is broken or of an unknown kind")
         if end is None:
-            self._note_damage(packets, damaged, reached)
+            self._note_damage(packets, damaged, reached, slack=0.5 + float(longest * base))
         yield None, sound
 
     def _packets(self) -> Iterator:
@@ -116,14 +122,15 @@ class VideoReader:
         packet.stream = self.stream
         yield packet
 
-    def _note_damage(self, packets: int, damaged: int, reached: float) -> None:
+    def _note_damage(self, packets: int, damaged: int, reached: float, slack: float) -> None:
+        """slack: seconds that may be missing at the end; some files do not say how long their last frame is shown."""
         if damaged:
             self.notes.append(f"{damaged} damaged packets were left out")
         streams = [stream for stream in (self.stream, self.audio) if stream is not None and stream.duration]
         ends = [float(((stream.start_time or 0) + stream.duration) * stream.time_base) for stream in streams]
-        promised = max(ends) if ends else self.start + (self.container.duration or 0) / 1e6
+        promised = max(ends) if ends else (self.container.duration or 0) / 1e6  # Matroska counts from 0
         counted = self.stream.frames if "mp4" in self.container.format.name else 0  # elsewhere it is an estimate
-        if packets < counted or reached < promised - 0.5:
+        if packets < counted or reached < promised - slack:
             lengths = f"{promised - self.start:.1f} s were announced, {reached - self.start:.1f} s could be read"
             self.notes.append(f"the video is cut short: {lengths}")
 

@@ -9,7 +9,8 @@ import numpy as np
 from odutils.video.reader import Frame, VideoReader
 
 COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what mp4 holds and players know; else AAC
-YUV_MATRICES = {1, 5, 6, 9}  # BT.709, BT.601 (625 and 525 lines), BT.2020, of ITU-T H.273; others cannot be kept
+BT709, BT2020 = 1, 9  # of ITU-T H.273
+YUV_MATRICES = {BT709, 5, 6, BT2020}  # 5 and 6: BT.601 (625 and 525 lines); others cannot be kept
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 ENCODER = {"preset": "veryfast", "crf": "20"}  # thin lines and letters stay sharp
 
@@ -85,9 +86,11 @@ class VideoWriter:
         context.sample_aspect_ratio = 1 / ratio if turned else ratio
         # The matrix by which the source became RGB makes the way back, so that colours stay what they were.
         self.matrix = described.colorspace if described.colorspace in YUV_MATRICES else None
+        if self.matrix == BT2020 and not hasattr(av.video.reformatter.Colorspace, "BT2020"):  # PyAV before 18
+            self.matrix = BT709
         context.color_range = 1  # 16…235, as players expect
         if self.matrix is not None:
-            context.colorspace = described.colorspace
+            context.colorspace = self.matrix
             context.color_primaries, context.color_trc = described.color_primaries, described.color_trc
         self._begin_sound()
 
