@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections import namedtuple
@@ -13,8 +15,9 @@ import pytest
 from odutils import files
 from odutils.coco import download as coco_download
 from odutils.coco.download import Archive, download_coco, extract
+from odutils.downloading import download
 from odutils.errors import InputError
-from odutils.files import download, replacing
+from odutils.files import replacing
 
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -105,6 +108,30 @@ def test_a_full_disk_and_a_folder_in_the_way_are_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"), replacing(tmp_path / "file" / "result.csv"):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX")
+@pytest.mark.parametrize("opened", [False, True], ids=["path", "file"])
+def test_a_checkpoint_that_finds_no_space_is_told_and_the_old_one_stays(tmp_path, opened):
+    """torch raises a RuntimeError about its zip writer there, with no OSError behind it."""
+    target = tmp_path / "checkpoint.pt"
+    target.write_text("old")
+    script = f"""
+import resource, torch
+from odutils.files import replacing
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with replacing({str(target)!r}) as temporary:
+    torch.save(torch.zeros(100_000), open(temporary, "wb") if {opened} else temporary)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"odutils.errors.InputError: cannot write {target}: "), last
+    assert target.read_text() == "old" and names(tmp_path) == ["checkpoint.pt"]
+
+
+def test_other_errors_of_torch_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), replacing(tmp_path / "checkpoint.pt"):
+        raise RuntimeError("CUDA out of memory")
 
 
 def test_other_errors_of_the_block_stay_what_they_are(tmp_path):
@@ -327,3 +354,16 @@ def test_coco_refuses_what_would_look_done(tmp_path, small_coco, monkeypatch):
 
 def test_the_checkout_s_data_is_found():
     assert files.DATA == files.PACKAGE.parent / "data"
+
+
+def test_results_lie_in_the_checkout_wherever_the_process_is(tmp_path, monkeypatch):
+    here = files.RUNS
+    assert not here.is_absolute() and here.resolve() == files.PACKAGE.parent / "runs"
+    monkeypatch.chdir(tmp_path)
+    from odutils.files import RUNS
+
+    assert RUNS != here and RUNS.resolve() == files.PACKAGE.parent / "runs"
+    monkeypatch.setattr(files, "IN_CHECKOUT", False)
+    assert files.RUNS.resolve() == tmp_path / "runs"
+    with pytest.raises(AttributeError, match="no attribute 'WALKS'"):
+        _ = files.WALKS

@@ -9,8 +9,10 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from odutils.downloading import download
 from odutils.errors import InputError
-from odutils.files import download, need_space, writing
+from odutils.files import need_space, writing
+from odutils.progress import bar
 
 SERVER = "http://images.cocodataset.org"
 
@@ -124,7 +126,5 @@ def _safe_members(archive: Path, content: zipfile.ZipFile, inside: str) -> list[
 
 
 def _unpack(content: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
-    from fastprogress.fastprogress import progress_bar
-
-    for member in progress_bar(members):
+    for member in bar(members, unit="files"):
         content.extract(member, folder)  # compares the CRC of every file
