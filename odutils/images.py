@@ -5,6 +5,8 @@ so that boxes find their way back (`to_input`, `to_image`).
 """
 
 import io
+import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from odutils.errors import InputError, UnreadableError
+from odutils.errors import InputError, UnreadableError, counted, plain_text
+from odutils.image_kinds import how_to_read, open_image, readable_suffixes
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 GREY = 114  # of the border beside a letterboxed image: near the mean of photographs, so it looks like nothing
 MULTIPLE = 64  # px: with such sides every level of the pyramid, whose coarsest stride it is, has whole cells
@@ -47,39 +49,77 @@ def decode_quickly(content: bytes) -> np.ndarray | None:
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as an upright (H, W, 3) uint8 RGB array.
 
-    Raises InputError if the file is missing, UnreadableError if it is no image or is cut short.
+    Raises InputError if the file is missing, UnreadableError if it is no image, is cut short, or cannot be opened.
     """
     try:
         content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            quick = decode_quickly(content) if is_plain_jpeg(image, content) else None
-            return to_rgb(image) if quick is None else quick
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:  # no permission, a folder, links in a circle
+        raise UnreadableError(f"{path}: cannot be read as an image ({error.strerror})") from None
+    if not content:
+        raise UnreadableError(f"{path}: cannot be read as an image (the file is empty)")
+    try:
+        with open_image(io.BytesIO(content)) as image:
+            quick = decode_quickly(content) if is_plain_jpeg(image, content) else None
+            return to_rgb(image) if quick is None else quick
     except Exception as error:  # rubbish makes decoders raise almost anything
-        if isinstance(error, PermissionError):
-            raise UnreadableError(f"{path}: no permission to read it") from None
-        reason = "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
-        raise UnreadableError(f"{path}: cannot be read as an image ({reason})") from None
+        raise UnreadableError(f"{path}: cannot be read as an image ({plain_text(error)})") from None
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image as `read_image` gives it. Decodes all of it, so that a broken file raises."""
-    with Image.open(path) as image:
+def upright_size(path: str | Path, decode: bool = True) -> tuple[int, int]:
+    """(width, height) of an image as `read_image` gives it.
+
+    decode: all of it, so that a broken file raises; else the header alone is read, which is quick.
+    """
+    with open(path, "rb") as file, open_image(file) as image:
         size = image.size[::-1] if image.getexif().get(ORIENTATION) in TURNED else image.size
-        image.draft("L", (1, 1))  # a JPEG at an eighth of its size: the whole file is read, in less time
-        image.load()
+        if decode:
+            image.draft("L", (1, 1))  # a JPEG at an eighth of its size: the whole file is read, in less time
+            image.load()
     return size
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder (not of its sub-folders) by name. Raises InputError if there are none."""
+class FolderContent(NamedTuple):
+    """What a folder holds for us."""
+
+    images: list[Path]  # that can be read here, by name
+    passed_over: str  # what else might be meant, and what to do about it; "" if nothing
+
+
+def look_into(folder: str | Path, recursive: bool = False) -> FolderContent:
+    """The images in a folder, and in its sub-folders if `recursive`; the files that macOS calls `._*` are none.
+
+    Raises InputError if the folder is missing or cannot be read.
+    """
+
+    def refuse(error: OSError):
+        raise InputError(f"{error.filename}: {error.strerror}") from None
+
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise InputError(f"{folder}: no images in this folder ({', '.join(SUFFIXES)})")
-    return found
+    files, notes = [], []
+    for place, folders, names in os.walk(folder, onerror=refuse):  # goes into no links, so that it comes to an end
+        files += [Path(place, name) for name in names if not name.startswith("._")]
+        if not recursive:
+            if folders:
+                notes.append(f"{counted(len(folders), 'sub-folder')} (name them, or ask for `recursive`)")
+            break
+    images = sorted(path for path in files if path.suffix.lower() in readable_suffixes())
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in readable_suffixes())
+    for suffix, count in sorted(others.items()):
+        if advice := how_to_read(suffix):
+            notes.append(f"{count} {suffix} ({advice})")
+    return FolderContent(images, ", ".join(notes))
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The images of a folder by name, and of its sub-folders if `recursive`. Raises InputError if there are none."""
+    images, passed_over = look_into(folder, recursive)
+    if not images:
+        hint = f"; passed over: {passed_over}" if passed_over else ""
+        raise InputError(f"{folder}: no images in this folder ({', '.join(readable_suffixes())}){hint}")
+    return images
 
 
 class Placement(NamedTuple):

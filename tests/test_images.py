@@ -2,17 +2,30 @@
 network's input and back; and what is no image is refused in one sentence."""
 
 import os
+import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from odutils.anchors import PYRAMID_STRIDES
-from odutils.errors import InputError, UnreadableError
-from odutils.images import GREY, MULTIPLE, fit, input_shape, list_images, read_image, resize, to_rgb, upright_size
+from odutils.errors import InputError, UnreadableError, plain_text
+from odutils.images import (
+    GREY,
+    MULTIPLE,
+    fit,
+    input_shape,
+    list_images,
+    look_into,
+    read_image,
+    resize,
+    to_rgb,
+    upright_size,
+)
 
 
 def three_greys():
@@ -132,7 +145,7 @@ def test_no_permission(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (2, 2)).save(path)
     path.chmod(0)
-    with pytest.raises(InputError, match="permission"):
+    with pytest.raises(InputError, match="Permission denied"):
         read_image(path)
 
 
@@ -148,6 +161,87 @@ def test_folders_that_cannot_be_listed(tmp_path):
         list_images(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         list_images(tmp_path / "nothing")
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(99)
+
+
+@pytest.mark.parametrize(
+    "content, kind", [(HEIC, "HEIC: pip install pillow-heif"), (b"\xff\x0a" + bytes(99), "JPEG XL: pip install")]
+)
+def test_a_kind_that_needs_a_package_is_named_with_the_package(tmp_path, monkeypatch, content, kind):
+    """Whatever its suffix: phones send HEIC as .jpg, too."""
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("a.heic", "a.jpg"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableError, match=f"{name}: cannot be read as an image .{kind}"):
+            read_image(tmp_path / name)
+        with pytest.raises(UnidentifiedImageError, match=kind):
+            upright_size(tmp_path / name)
+
+
+def test_the_package_is_used_where_it_is_installed(tmp_path, monkeypatch):
+    def register():
+        monkeypatch.setattr(Image, "open", lambda file: Image.new("RGB", (5, 4), (1, 2, 3)))
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    assert read_image(tmp_path / "a.heic").shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jp2"])
+def test_what_pillow_reads_itself_is_in_the_list(tmp_path, draw_image, suffix):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}[suffix]):
+        pytest.skip(f"this Pillow reads no {suffix}")
+    Image.fromarray(draw_image()).save(tmp_path / f"a.{suffix}")
+    (path,) = list_images(tmp_path)
+    assert np.abs(read_image(path).astype(int) - draw_image()).mean() < 5
+
+
+@pytest.mark.parametrize("content", [b"words", HEIC, b"\x89PNG\r\n\x1a\n" + bytes(20), b"GIF89a", b"BM" + bytes(9)])
+def test_no_message_shows_an_address(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for look in (read_image, upright_size):
+        with pytest.raises((UnreadableError, OSError, SyntaxError)) as caught:
+            look(path)
+        assert "0x" not in str(caught.value)
+    assert plain_text(ValueError("no <_io.BytesIO object at 0x7f01>,\n sorry")) == "no, sorry"
+    assert plain_text(MemoryError()) == "MemoryError"
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder with images, what is none, sub-folders, and links in circles."""
+    for name in ("b.png", "._b.png", "notes.txt", "c.heic", "d.HEIC", "e.svg", "trip/a.jpg", "trip/deep/z.JPG"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "trip" / "home").symlink_to(tmp_path)
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    return tmp_path
+
+
+def test_what_is_passed_over_is_counted(mixed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    found = look_into(mixed)
+    assert [path.name for path in found.images] == ["b.png", "loop.jpg"]  # which then cannot be read
+    expected = "1 sub-folder (name them, or ask for `recursive`), 2 .heic (pip install pillow-heif), 1 .svg (save as"
+    assert found.passed_over.startswith(expected)
+    with pytest.raises(UnreadableError, match="loop.jpg: cannot be read as an image .Too many levels"):
+        read_image(mixed / "loop.jpg")
+
+
+def test_sub_folders_are_taken_where_that_is_wished(mixed):
+    found = list_images(mixed, recursive=True)
+    assert [path.relative_to(mixed).as_posix() for path in found] == [
+        "b.png", "loop.jpg", "trip/a.jpg", "trip/deep/z.JPG"
+    ]  # fmt: skip
+    (mixed / "b.png").unlink()
+    (mixed / "loop.jpg").unlink()
+    with pytest.raises(InputError, match="no images in this folder .*passed over: 1 sub-folder "):
+        list_images(mixed)
 
 
 SIDE = st.integers(1, 300)
