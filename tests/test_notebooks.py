@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_the_first_code_cell_is_the_common_one(path, monkeypatch):
     from setup_cell import setup_cell
 
     assert source(code_cells(path)[0]) == setup_cell(), "run: python nbs/setup_cell.py"
+    assert len([line for line in setup_cell().splitlines() if line.strip()]) < 10
+
+
+@pytest.mark.parametrize("theirs, used", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_the_first_cell_keeps_waiting_threads_from_spinning(theirs, used):
+    """OpenMP reads the policy when torch is imported, so the cell must not import it, nor overrule the reader's."""
+    script = source(code_cells(NOTEBOOKS[0])[0]) + "\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": theirs} if theirs else {}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT / "nbs", env=environment, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == [used, "False"], ran.stderr
 
 
 @each_notebook
@@ -79,10 +93,8 @@ def colab(tmp_path_factory):
         pytest.skip("git is needed to install from a repository")
     folder = tmp_path_factory.mktemp("colab")
     repository, python = folder / "odutils", folder / "python"
-    for name in ("odutils", "data"):
-        shutil.copytree(
-            ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__", "sample", "coco_2017")
-        )
+    for name, without in (("odutils", ["__pycache__"]), ("data", ["sample", "coco_2017"])):
+        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns(*without))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, repository)
     git = ["git", "-C", repository, "-c", "user.name=test", "-c", "user.email=test@example.org"]
