@@ -18,6 +18,6 @@ def plain_text(error: Exception | str) -> str:
     return " ".join(ADDRESS.sub("", str(error)).split()) or type(error).__name__
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """1 image, 2 images, no images."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from odutils.errors import InputError, UnreadableError, counted, plain_text
+from odutils.errors import InputError, UnreadableError, plain_text, plural
 from odutils.image_kinds import how_to_read, open_image, readable_suffixes
 
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
@@ -103,7 +103,7 @@ def look_into(folder: str | Path, recursive: bool = False) -> FolderContent:
         files += [Path(place, name) for name in names if not name.startswith("._")]
         if not recursive:
             if folders:
-                notes.append(f"{counted(len(folders), 'sub-folder')} (name them, or ask for `recursive`)")
+                notes.append(f"{plural(len(folders), 'sub-folder')} (name them, or ask for `recursive`)")
             break
     images = sorted(path for path in files if path.suffix.lower() in readable_suffixes())
     others = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in readable_suffixes())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from odutils import training
+from odutils import files, training
 from odutils.__main__ import main
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.datasets import CocoDetections
@@ -131,6 +131,68 @@ def test_an_image_without_objects_says_so(images, weights, tmp_path, capsys):
     assert json.loads((tmp_path / "f.json").read_text())["annotations"] == []
 
 
+def last_line(capsys):
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_last_line_of_detect_counts_and_advises(images, weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(*detect(weights, tmp_path, *images)) == 0
+    objects = sum(len(Predictor.from_weights(weights)(path, threshold=THRESHOLD).labels) for path in images)
+    assert last_line(capsys) == f"2 images written to {out}, {objects} objects"
+    assert run(*detect(weights, tmp_path, images[0], "--threshold", 0.999999)) == 0
+    assert last_line(capsys) == f"1 image written to {out}, no object found above 0.999999; try --threshold 0.6"
+    (tmp_path / "bad.jpg").write_text("words")
+    assert run(*detect(weights, tmp_path, *images, tmp_path / "bad.jpg")) == 1
+    assert last_line(capsys) == f"2 of 3 images written to {out}, {objects} objects"
+
+
+def test_thresholds_of_nought_and_one_and_other_options_reach_the_predictor(images, weights, tmp_path, capsys):
+    shown = {}
+    for name, options in {
+        "everything": ("--threshold", 0),
+        "few": ("--threshold", 0, "--max-detections", 3),
+        "each class": ("--threshold", 0, "--no-class-agnostic"),
+        "nothing": ("--threshold", 1),
+    }.items():
+        assert run(*detect(weights, tmp_path, images[0], *options)) == 0
+        shown[name] = len(capsys.readouterr().out.splitlines()) - 2
+    assert shown["few"] == 3 and shown["everything"] < shown["each class"] == 100
+    assert shown["nothing"] == 1  # the line that says so
+
+
+def test_folders_with_more_than_images(images, weights, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "first" / "b.heic").touch()
+    (tmp_path / "first" / "._cat.jpg").write_text("macOS")
+    (tmp_path / "first" / "deep").mkdir()
+    images[1].rename(tmp_path / "first" / "deep" / "dog.jpg")
+    assert run(*detect(weights, tmp_path, tmp_path / "first")) == 0
+    captured = capfd.readouterr()
+    assert captured.err.splitlines() == [
+        f"odutils: {tmp_path / 'first'}: passed over: 1 sub-folder (name them, or ask for `recursive`), "
+        "1 .heic (pip install pillow-heif)"
+    ]
+    assert run(*detect(weights, tmp_path, "--recursive", tmp_path / "first")) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat.jpg", "dog.jpg"]
+
+
+def test_links_in_a_circle_are_told_and_the_rest_is_done(images, weights, tmp_path, complaint):
+    loop = tmp_path / "first" / "loop.jpg"
+    loop.symlink_to(loop)
+    (tmp_path / "first" / "home").symlink_to(tmp_path)
+    assert str(loop) in complaint(1, *detect(weights, tmp_path, images[0], loop.parent, "--recursive"))
+    assert (tmp_path / "out" / "cat.jpg").is_file()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(images, weights, tmp_path, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert run(*detect(weights, tmp_path, *images)) == 0
+    captured = capsys.readouterr()
+    assert ("2/2" in captured.err) == terminal and "2/2" not in captured.out
+
+
 def test_classes_of_ones_own_have_their_labels_as_ids(images, tmp_path):
     own = save_random(tmp_path / "own.safetensors", ("bolt", "nut"))
     assert run(*detect(own, tmp_path, images[0], "--json", tmp_path / "f.json")) == 0
@@ -196,7 +258,7 @@ def test_perfect_results_have_an_ap_of_one(sample, perfect, tmp_path, capsys):
 def test_a_detect_json_is_scored_by_the_names_of_images_and_classes(sample, weights, tmp_path):
     found, scores = tmp_path / "found.json", tmp_path / "scores.json"
     names = sorted((sample / "val").iterdir(), reverse=True)  # numbered otherwise than in the data set
-    arguments = detect(weights, tmp_path, *names, "--json", found, "--every-class", "--threshold", 0.01)
+    arguments = detect(weights, tmp_path, *names, "--json", found, "--no-class-agnostic", "--threshold", 0.01)
     assert run(*arguments) == 0
     assert run("evaluate", "--data", sample, "--results", found, "--json", scores) == 0
     predictor = Predictor.from_weights(weights)
@@ -365,12 +427,15 @@ def test_weights_of_another_kind_to_train_from(sample, tmp_path, complaint):
     "change, said",
     [
         (lambda content: "{", "line 1"),
-        (lambda content: [1], "not COCO's format"),
-        (lambda content: {"images": content["images"]}, "not COCO's format"),
-        (lambda content: content | {"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "annotation 1"),
+        (lambda content: [1], "holds [1], not an object"),
+        (lambda content: {"images": content["images"]}, "has no 'categories'"),
+        (
+            lambda content: content | {"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]},
+            "annotations[0] has no 'bbox'",
+        ),
         (lambda content: content | {"annotations": [content["annotations"][0] | {"category_id": 99}]}, "99"),
-        (lambda content: content | {"annotations": [content["annotations"][0] | {"bbox": [1, 2]}]}, "annotation 1"),
-        (lambda content: content | {"images": [content["images"][0] | {"file_name": 5}]}, "not COCO's format"),
+        (lambda content: content | {"annotations": [content["annotations"][0] | {"bbox": [1, 2]}]}, "[1, 2], not four"),
+        (lambda content: content | {"images": [content["images"][0] | {"file_name": 5}]}, "'file_name' is 5, not"),
     ],
 )
 def test_a_coco_file_with_errors(change, said, tmp_path, write_dataset, weights, complaint, capfd):
@@ -491,7 +556,7 @@ def test_wrong_arguments(arguments, tmp_path, complaint, monkeypatch):
 
 
 def test_a_device_that_is_not_there(images, weights, tmp_path, complaint):
-    for device in ("warp", "cuda:99"):
+    for device in ("warp", "cuda:99", "meta"):
         assert device in complaint(2, *detect(weights, tmp_path, images[0], "--device", device))
 
 
@@ -520,7 +585,17 @@ def test_ctrl_c_says_how_to_go_on(sample, tmp_path, complaint, monkeypatch):
 def test_a_package_that_is_missing(sample, tmp_path, complaint, monkeypatch):
     monkeypatch.setitem(sys.modules, "imgaug.augmenters", None)
     line = complaint(2, "train", "--data", sample, "--out", tmp_path, "--device", "cpu", "--no-pretrained")
-    assert "imgaug" in line and "pip install" in line
+    assert "imgaug" in line and f'pip install -e "{files.PACKAGE.parent}[train]"' in line
+    monkeypatch.setattr(files, "IN_CHECKOUT", False)  # as from a wheel: odutils is in no package index
+    line = complaint(2, "train", "--data", sample, "--out", tmp_path, "--device", "cpu", "--no-pretrained")
+    assert "pip install imgaug==0.4.0 " in line and "odutils" not in line.partition("pip install")[2]
+
+
+@pytest.mark.parametrize("arguments", [("--traceback", "detect", "none.jpg"), ("detect", "none.jpg", "--traceback")])
+def test_a_traceback_on_request(arguments, capsys):
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):" and "no such file" in lines[-1]
 
 
 def test_an_error_in_a_loaders_process_is_one_line(tmp_path, write_dataset, complaint):

@@ -6,21 +6,20 @@ Every function takes the parsed arguments, prints what was found, and returns th
 import json
 import sys
 from argparse import Namespace
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from odutils.cli.inputs import (
     bars_on_terminals_only,
     checked_device,
     complain,
-    counted,
     find_images,
     find_split,
     load_predictor,
     name_targets,
     splits_of,
 )
-from odutils.errors import InputError
+from odutils.errors import InputError, plural
 from odutils.recipe import ARTICLE_SIZE, Recipe
 
 TRAINING_SPLITS = ("train", "train2017")  # what a split is called where the user does not say
@@ -28,39 +27,61 @@ VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")
 
 
 def detect(args: Namespace) -> int:
+    from odutils.ahead import map_ahead
     from odutils.coco.results import object_rows, object_titles, to_coco
     from odutils.drawing import draw_detections, write_image
     from odutils.files import replacing, writing
     from odutils.images import read_image
+    from odutils.progress import bar
 
-    images, code = find_images(args.paths)
+    def read(path: Path):
+        try:
+            return read_image(path)
+        except InputError as error:
+            return error
+
+    images, code = find_images(args.paths, args.recursive)
     targets = name_targets(images, Path(args.out))
     with writing(Path(args.out)):  # a place that refuses says so before the work, not after it
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    options = {"threshold": args.threshold, "iou_threshold": args.iou, "class_agnostic": not args.every_class}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: getattr(args, name) for name in ("threshold", "iou_threshold", "class_agnostic", "max_detections")}
     width, found = max(len(str(path)) for path in images), []
-    with replacing(args.json) if args.json else nullcontext() as json_path:
+    with (
+        replacing(args.json) if args.json else nullcontext() as json_path,
+        closing(map_ahead(read, images)) as contents,
+        bar(total=len(images), unit="images") as shown,
+    ):
         predictor = load_predictor(args)
-        print(object_titles(predictor.classes, width))
-        for path, target in zip(images, targets, strict=True):
-            try:
-                image = read_image(path)
-            except InputError as error:
-                complain(error)
+        shown.write(object_titles(predictor.classes, width))
+        for path, target, image in zip(images, targets, contents, strict=True):
+            if isinstance(image, InputError):
+                shown.clear()
+                complain(image)
                 code = 1
-                continue
-            detections = predictor(image, **options)
-            write_image(target, draw_detections(image, detections, predictor.classes))
-            print(object_rows(path, detections, predictor.classes, width), flush=True)
-            found.append((path, image.shape, detections))
+            else:
+                detections = predictor(image, **options)
+                write_image(target, draw_detections(image, detections, predictor.classes))
+                shown.write(object_rows(path, detections, predictor.classes, width))
+                found.append((path, image.shape, detections))
+            shown.update()
+            sys.stdout.flush()
         if json_path:
             json_path.write_text(json.dumps(to_coco(found, predictor.classes)))
-    print(f"{len(found)} of {len(images)} images with boxes in {args.out}")
+    print(summary(found, len(images), args.out, predictor.threshold if args.threshold is None else args.threshold))
     return code
 
 
-@bars_on_terminals_only()
+def summary(found: list, images: int, out: str, threshold: float) -> str:
+    """The last line of `detect`: what was written, and what to try where no object was found."""
+    objects = sum(len(detections.labels) for _, _, detections in found)
+    written = f"{len(found)} of {images} images" if len(found) < images else plural(images, "image")
+    if objects or not found:
+        return f"{written} written to {out}, {plural(objects, 'object')}"
+    lower = round(0.6 * threshold, 2)
+    advice = f"; try --threshold {lower:g}" if lower >= 0.05 else ""
+    return f"{written} written to {out}, no object found above {threshold:g}{advice}"
+
+
 def video(args: Namespace) -> int:
     from odutils.video.annotate import annotate_video
     from odutils.video.reader import VideoReader
@@ -68,8 +89,9 @@ def video(args: Namespace) -> int:
     target = Path(args.out or Path("runs/video", Path(args.source).stem + ".mp4"))
     with VideoReader(args.source):  # what is no video says so before anything is loaded
         predictor = load_predictor(args)
-    limits = {"threshold": args.threshold, "limit": args.limit, "progress": sys.stdout.isatty()}
-    report = annotate_video(args.source, target, predictor, args.batch_size, **limits)
+    report = annotate_video(
+        args.source, target, predictor, batch_size=args.batch_size, threshold=args.threshold, limit=args.limit
+    )
     print(f"{target}: {report}")
     return 0
 
@@ -101,7 +123,7 @@ def train(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     split = find_split(args.data, args.split, VALIDATION_SPLITS)
-    from odutils.coco.results import read_results, score_table
+    from odutils.coco.results import doubt_about, read_results, score_table
     from odutils.datasets import CocoDetections
     from odutils.evaluation import predict, score_by_source
     from odutils.files import replacing
@@ -110,13 +132,15 @@ def evaluate(args: Namespace) -> int:
         if args.results:
             dataset = CocoDetections(args.data, split)
             results = read_results(args.results, dataset)
+            if doubt := doubt_about(results, dataset):
+                complain(f"{args.results}: {doubt}")
         else:
             predictor = load_predictor(args)
             if args.size and predictor.detector.settings.squash:
                 raise InputError(f"--size {args.size}: a detector of squashed images has one size, {predictor.size} px")
             predictor.size = args.size or predictor.size
             dataset = CocoDetections(args.data, split, classes=predictor.classes)
-            results = predict(predictor, dataset, progress=counted)
+            results = predict(predictor, dataset, progress=True)
         scores = score_by_source(dataset, results)
         print(f"{len(dataset)} images of {args.data}, {split}; AP is COCO's mAP, the mean over IoU 0.50:0.95")
         print(score_table(scores))
@@ -125,7 +149,6 @@ def evaluate(args: Namespace) -> int:
     return 0
 
 
-@bars_on_terminals_only()
 def check(args: Namespace) -> int:
     from odutils.coco.checking import check_dataset, to_text
 
@@ -139,9 +162,7 @@ def check(args: Namespace) -> int:
     return 1 if count else 0
 
 
-@bars_on_terminals_only()
 def download_coco(args: Namespace) -> int:
-
     from odutils.coco import download
 
     print(f"COCO 2017 is in {download.download_coco(args.root, tuple(args.splits))}")

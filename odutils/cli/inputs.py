@@ -1,38 +1,43 @@
 """What the commands of the command line share: which files, splits, weights and devices are meant, and complaints."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from odutils.errors import InputError
+from odutils.errors import InputError, plain_text
 
 
 def complain(problem: Exception | str) -> None:
     """One line on stderr. Of an error from a loader's process, which arrives as a whole traceback, its last line."""
-    lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    if "Original Traceback" in str(problem):
-        lines = lines[-1].split("Error: ", 1)[-1:]
-    print("odutils:", " ".join(" ".join(lines).split()), file=sys.stderr)
+    text = str(problem)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].split("Error: ", 1)[-1]
+    print("odutils:", plain_text(text) if text.strip() else type(problem).__name__, file=sys.stderr)
 
 
-def find_images(paths: Sequence[str]) -> tuple[list[Path], int]:
+def find_images(paths: Sequence[str], recursive: bool = False) -> tuple[list[Path], int]:
     """The images that are named or lie in the folders named, each once, and the exit code so far.
 
-    What is not there is told and gives 1, the rest is done; InputError if there is no rest.
+    recursive: in their sub-folders, too.   What is not there is told and gives 1, the rest is done; InputError if there
+    is no rest. What a folder holds besides is told.
     """
-    from odutils.images import list_images
+    from odutils.images import list_images, look_into
 
     found, problems = {}, []
     for path in map(Path, paths):
         try:
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder")
-            for image in list_images(path) if path.is_dir() else [path]:
-                found.setdefault(image.resolve(), image)
+            for image in list_images(path, recursive) if path.is_dir() else [path]:
+                found.setdefault(os.path.realpath(image), image)  # which, unlike resolve, survives links in a circle
         except InputError as error:
             problems.append(error)
+            continue
+        if path.is_dir() and (passed_over := look_into(path, recursive).passed_over):
+            complain(f"{path}: passed over: {passed_over}")
     if not found:
         raise InputError("; ".join(map(str, problems)))
     for problem in problems:
@@ -44,7 +49,8 @@ def name_targets(images: Sequence[Path], out: Path) -> list[Path]:
     """A file in `out` for each image: of its name, numbered where that is taken; .jpg for kinds not written."""
     from odutils.drawing import SUFFIXES
 
-    sources, targets, taken = {path.resolve() for path in images}, [], set()
+    sources = {os.path.realpath(path) for path in images}
+    targets, taken = [], set()
     for path in images:
         suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".jpg"
         name, number = path.stem + suffix, 2
@@ -52,7 +58,7 @@ def name_targets(images: Sequence[Path], out: Path) -> list[Path]:
             name, number = f"{path.stem}_{number}{suffix}", number + 1
         taken.add(name.lower())
         targets.append(out / name)
-        if targets[-1].resolve() in sources:
+        if os.path.realpath(targets[-1]) in sources:
             raise InputError(f"{targets[-1]}: would be drawn over: choose another folder with --out")
     return targets
 
@@ -80,18 +86,14 @@ def splits_of(data: str) -> list[str]:
 def load_predictor(args: Namespace):
     from odutils.inference import Predictor
 
-    return Predictor.from_weights(args.weights, checked_device(args.device))
+    return Predictor.from_weights(args.weights, args.device)
 
 
 def checked_device(name: str | None) -> str | None:
-    """The name of a device that works. Raises InputError for another."""
-    import torch
+    """The name of a device that works; None stays None. Raises InputError for another."""
+    from odutils.devices import best_device
 
-    try:
-        torch.empty(1, device=name).float()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
+    return name and str(best_device(name))
 
 
 @contextmanager
@@ -108,11 +110,3 @@ def bars_on_terminals_only() -> Iterator[None]:
     finally:
         fastprogress.NO_BAR = before
         vars(fastprogress).pop("print", None)
-
-
-def counted(items: Sequence) -> Iterator:
-    """Yields the items; tells how far it is on stderr if that is a terminal."""
-    for done, item in enumerate(items):
-        if sys.stderr.isatty():
-            print(f"\r{done / len(items):4.0%}", end="\r", file=sys.stderr, flush=True)
-        yield item

@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     parser = Parser("python -m odutils", description="Finds objects in images and videos, and learns to.")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, function, purpose: str, example: str, parents=subparsers) -> Parser:
@@ -26,17 +27,24 @@ def make_parser() -> Parser:
             formatter_class=ExampleFormatter,
         )
         command.set_defaults(command=function)
+        command.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return command
 
     command = add("detect", commands.detect, "draw boxes on images", "detect holiday/ cat.jpg --out found")
     command.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images")
+    command.add_argument("--recursive", action="store_true", help="take the images of sub-folders, too")
     command.add_argument("--out", default="runs/detect", metavar="FOLDER", help="for the annotated images")
     command.add_argument("--json", metavar="FILE", help="write what was found in COCO's form, too")
     add_predictor(command)
-    command.add_argument("--iou", type=share, metavar="0…1", help="two boxes of a class that overlap by more are one")
     command.add_argument(
-        "--every-class", action="store_true", help="keep boxes of different classes on one object, as scoring wants"
-    )
+        "--iou", type=share, dest="iou_threshold", metavar="0…1",
+        help="two boxes of a class that overlap by more are one object (default: 0.5)",
+    )  # fmt: skip
+    command.add_argument(
+        "--class-agnostic", action=argparse.BooleanOptionalAction, default=True,
+        help="let boxes of different classes compete, too; scoring wants --no-class-agnostic",
+    )  # fmt: skip
+    command.add_argument("--max-detections", type=positive, metavar="N", help="in an image (default: 100)")
 
     command = add("video", commands.video, "draw boxes on a video", "video street.mp4 --out street_boxes.mp4")
     command.add_argument("source", metavar="VIDEO", help="any video that FFmpeg reads")
@@ -134,7 +142,7 @@ def add_predictor(command: Parser) -> None:
         "--threshold", type=share, metavar="0…1", help="show what is at least so certain (default: as in the weights)"
     )
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the best there is)")
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
 
 
 def add_data(command: Parser, split: str | None = None) -> None:
@@ -156,18 +164,18 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    return between(text, 1)
+    return at_most(text, 1)
 
 
 def rate(text: str) -> float:
-    return between(text, 100)
+    return at_most(text, 100)
 
 
-def between(text: str, highest: float) -> float:
+def at_most(text: str, highest: float) -> float:
     try:
         number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < number < highest:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {highest}")
+    if not 0 <= number <= highest:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {highest}")
     return number
