@@ -6,22 +6,22 @@ A batch is (images (N, 3, S, S) uint8, boxes (N, M, 4) xyxy 0…1 of the input, 
 Labels: 0 = padding, 1…C = the classes in order, -1 = ignore (a crowd, or an object marked difficult).
 """
 
-import contextlib
-import io
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from torchvision.datasets import CocoDetection
+from torchvision.datasets import CocoDetection, VisionDataset
 
 from odutils.augmentation import Augment, clip_boxes
 from odutils.classes import CLASSES
 from odutils.coco.checking import check_dataset
+from odutils.coco.reading import image_path, read_dataset
 from odutils.errors import InputError
-from odutils.images import fit, read_image
+from odutils.images import fit, read_image, upright_size
 
 MOST_REPEATS = 4  # without a limit six hair driers, eleven times an epoch, made the detector see hair driers everywhere
 
@@ -35,9 +35,9 @@ class CocoDetections(CocoDetection):
     Images without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only
     those classes; `known` says so, and the loss leaves the others alone.
 
-    classes: names in label order; default: COCO's 80 if the file uses no others, else its own in category-id order.
+    classes: names in label order; default: the file's own in category-id order, COCO's order if they are COCO's 80.
     augment: None for validation.   squash: as in `images.fit`.
-    Raises InputError if there is no such folder or file, or the file is not COCO's format.
+    Raises InputError if there is no such folder or file, or for the first fault that matters (see `coco.reading`).
     """
 
     def __init__(
@@ -49,55 +49,50 @@ class CocoDetections(CocoDetection):
         classes: Sequence[str] | None = None,
         augment: Augment | None = None,
     ):
-        root = Path(root)
-        file = annotation_file(root, split)
+        file, folder = annotation_file(root, split), Path(root, split)
+        VisionDataset.__init__(self, folder)  # CocoDetection's own reads the file in the locale's encoding, unchecked
+        self.coco = read_dataset(file)
+        self.ids = sorted(self.coco.imgs)
         self.size, self.squash, self.augment = size, squash, augment
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its loading on stdout
-                super().__init__(str(root / split), str(file))
-            self.files = {id_: root / split / image["file_name"] for id_, image in self.coco.imgs.items()}
-            names = {c["id"]: c["name"] for c in sorted(self.coco.dataset["categories"], key=lambda c: c["id"])}
-            self.classes = tuple(classes or (CLASSES if set(names.values()) <= set(CLASSES) else names.values()))
-            labelled = self.coco.dataset.get("labelled_classes_by_source", {})
-            self.known_of = {s: torch.tensor([c in wanted for c in self.classes]) for s, wanted in labelled.items()}
-            self.all_known = torch.ones(len(self.classes), dtype=torch.bool)
-        except (LookupError, TypeError, AttributeError, AssertionError, ValueError, RecursionError, OSError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{file}: not COCO's format ({reason}); `odutils check` lists all faults") from None
-        unknown = sorted(set(names.values()) - set(self.classes))
-        if unknown:
+        self.files = {id_: image_path(folder, image["file_name"]) for id_, image in self.coco.imgs.items()}
+        names = {id_: self.coco.cats[id_]["name"] for id_ in sorted(self.coco.cats)}
+        self.classes = tuple(classes or (CLASSES if set(names.values()) == set(CLASSES) else names.values()))
+        if unknown := sorted(set(names.values()) - set(self.classes)):
             raise InputError(f"{file}: its categories {', '.join(unknown)} are not among the detector's classes")
+        labelled = self.coco.dataset.get("labelled_classes_by_source") or {}
+        self.known_of = {s: torch.tensor([c in wanted for c in self.classes]) for s, wanted in labelled.items()}
+        self.all_known = torch.ones(len(self.classes), dtype=torch.bool)
         self.label_of = {id_: self.classes.index(name) + 1 for id_, name in names.items()}  # by name: no shift
         self.category_of = {label: id_ for id_, label in self.label_of.items()}
-        self.boxes, self.labels = [], []  # an image: (M, 4) xyxy in pixels, (M,)
-        for image_id in self.ids:
-            boxes, labels = self._objects(file, self.coco.imgToAnns[image_id])
-            self.boxes.append(boxes)
-            self.labels.append(labels)
+        self.boxes, self.labels = self._objects()
 
-    def _objects(self, file: Path, annotations: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-        boxes, labels = [], []
-        for annotation in annotations:
-            try:
-                x, y, width, height = map(float, annotation["bbox"])
-                label = self.label_of[annotation["category_id"]]
-            except (KeyError, TypeError, ValueError):
-                box, category = annotation.get("bbox"), annotation.get("category_id")
-                reason = f"bbox {box!r} is not four numbers, or category_id {category!r} is not in the file's list"
-                where = f"{file}: annotation {annotation.get('id')}"
-                raise InputError(f"{where}: {reason}; `odutils check` lists all faults") from None
-            annotation.setdefault("area", width * height)  # pycocotools wants both, people's own files often lack them
-            annotation.setdefault("iscrowd", 0)
-            difficult = bool(annotation.get("difficult") or annotation.get("ignore"))
-            annotation["difficult"] = int(difficult)  # for evaluation: pycocotools overwrites "ignore"
-            if width > 0 and height > 0:
-                boxes.append([x, y, x + width, y + height])
-                labels.append(-1 if annotation["iscrowd"] or difficult else label)
-        return np.float32(boxes).reshape(-1, 4), np.int64(labels)
+    def _objects(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Boxes (M, 4) xyxy in pixels and labels (M,) of each image, of a million objects in a second or two."""
+        of_images = [self.coco.imgToAnns.get(image_id, ()) for image_id in self.ids]
+        objects = [one for of_image in of_images for one in of_image]  # K
+        image = np.repeat(np.arange(len(of_images)), [len(of_image) for of_image in of_images])  # (K,)
+        boxes = np.fromiter(chain.from_iterable(one["bbox"] for one in objects), np.float64).reshape(-1, 4)
+        visible = (boxes[:, 2:] > 0).all(axis=1)  # (K,)
+        boxes[:, 2:] += boxes[:, :2]
+        ignored = np.array([one["iscrowd"] or one["difficult"] for one in objects], bool)  # (K,)
+        labels = np.array([self.label_of[one["category_id"]] for one in objects], np.int64)  # (K,)
+        labels[ignored] = -1
+        ends = np.searchsorted(image[visible], range(1, len(of_images)))
+        return np.split(np.float32(boxes[visible]), ends), np.split(labels[visible], ends)
+
+    @property
+    def object_count(self) -> int:
+        """How many objects there are to learn from: crowds, and objects marked difficult, do not count."""
+        return sum(int((labels > 0).sum()) for labels in self.labels)
 
     def image(self, index: int) -> np.ndarray:
         """The image `index` as it is, (H, W, 3) uint8 RGB, upright. Raises InputError if it cannot be read."""
         return read_image(self.files[self.ids[index]])
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` as it is, upright, as its file's header says: the JSON may err."""
+        width, height = upright_size(self.files[self.ids[index]], decode=False)
+        return height, width
 
     def source(self, index: int) -> str | None:
         """What the file says about where image `index` comes from."""

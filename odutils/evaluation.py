@@ -1,34 +1,38 @@
 """How good the detections of a data set are: COCO's metrics, by pycocotools.
 
-A result is a dict in COCO's form: image_id, category_id, bbox [x, y, w, h] in pixels of the image, score.
+A result is a dict in COCO's form: image_id, category_id, bbox [x, y, w, h] in pixels of the image, score. At IoU 0.5 it
+is a true positive (TP) if it is matched to a ground-truth object of its class, else a false positive (FP); an object
+that no result is matched to is a false negative (FN). Precision is TP / (TP + FP), recall TP / (TP + FN).
 """
 
 import contextlib
 import copy
 import io
 import itertools
-from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from odutils.ahead import map_ahead
 from odutils.anchors import AnchorGrid
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
 from odutils.images import place
-from odutils.inference import EVALUATED, Detections, Predictor, select, to_detections
+from odutils.inference import Detections, Predictor, to_detections
+from odutils.progress import bar
+from odutils.selection import EVALUATED, select_batch
 
 NAMES = ("AP", "AP50", "AP75", "small", "medium", "large")  # in the order of COCOeval.stats
 
 
 class MatchedResults(NamedTuple):
-    """What pycocotools made of a data set at IoU 0.5, without all that counts neither way."""
+    """Results and ground-truth objects as pycocotools matched them at IoU 0.5, without what counts neither way."""
 
     results: list[dict]  # D, in pycocotools' order: by class, by image, by score
-    right: np.ndarray  # (D,) bool: it found an object
-    objects: list[dict]  # G
-    found: np.ndarray  # (G,) bool
+    right: np.ndarray  # (D,) bool: true positives; the others are false positives
+    objects: list[dict]  # G, the ground truth
+    found: np.ndarray  # (G,) bool: matched to a result; the others are false negatives
 
 
 def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[dict]:
@@ -51,41 +55,46 @@ def predict(
     dataset: CocoDetections,
     batch_size: int = 8,
     class_agnostic: bool = False,
-    progress: Callable[[Sequence], Iterable] = iter,
+    progress: bool = False,
 ) -> list[dict]:
-    """Run the predictor over a data set. Returns COCO results.
+    """Run the predictor over a data set; threads read the next images meanwhile. Returns COCO results.
 
-    class_agnostic: see `inference.select`.   progress: wraps the range of the batches' first images.
+    class_agnostic: see `selection.select`.   progress: show a bar.
     """
-    results = []
-    for first in progress(range(0, len(dataset), batch_size)):
-        indices = range(first, min(first + batch_size, len(dataset)))
-        images = [dataset.image(index) for index in indices]
-        found_in_each = predictor.batch(images, threshold=EVALUATED, class_agnostic=class_agnostic)
-        for index, found in zip(indices, found_in_each, strict=True):
-            results += to_results(dataset, index, found)
+    images, results = map_ahead(dataset.image, range(len(dataset)), size=2 * batch_size), []
+    with bar(total=len(dataset), unit="images", show=progress) as shown:
+        for first in range(0, len(dataset), batch_size):
+            batch = list(itertools.islice(images, batch_size))
+            found_in_each = predictor.batch(batch, threshold=EVALUATED, class_agnostic=class_agnostic)
+            for index, found in enumerate(found_in_each, start=first):
+                results += to_results(dataset, index, found)
+            shown.update(len(batch))
     return results
 
 
 def results_of_batch(
     dataset: CocoDetections, first: int, predictions: tuple[Tensor, Tensor], grid: AnchorGrid
 ) -> list[dict]:
-    """COCO results of a batch that the data set itself made, its images numbered from `first`."""
+    """COCO results of a batch that the data set itself made, its images numbered from `first`.
+
+    predictions: class_logits (N, A, C) and box_codes (N, A, 4).   The images' sizes are those of their files, as in
+    `predict`: the two give the same results, whatever the JSON says.
+    """
+    logits, codes = predictions
+    selected = select_batch(logits.float(), codes.float(), grid, threshold=EVALUATED, class_agnostic=False)
     results = []
-    for index, (logits, codes) in enumerate(zip(*predictions, strict=True), start=first):
-        image = dataset.coco.imgs[dataset.ids[index]]
-        shape = (image["height"], image["width"])
-        found = select(logits.float(), codes.float(), grid, EVALUATED, class_agnostic=False)
+    for index, found in enumerate(selected, start=first):
+        shape = dataset.shape(index)
         placement = place(*shape, dataset.size, dataset.squash)
         results += to_results(dataset, index, to_detections(*found, placement, shape))
     return results
 
 
 def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None) -> dict:
-    """COCO's metrics by pycocotools: AP (IoU 0.50:0.95), AP50, AP75, AP of small, medium, large objects; -1: none.
+    """COCO's metrics by pycocotools: AP (mean over IoU 0.50:0.95), AP50, AP75, AP of small, medium and large objects.
 
-    Crowds, difficult objects and classes that an image's source does not label count neither way. With them comes
-    `by_class` {name: AP50}. image_ids: score these images only.
+    As in pycocotools, -1 where there is no such object. Crowds, difficult objects and classes that an image's source
+    does not label count neither way. `by_class` {name: AP50} comes with them.   image_ids: score these images only.
     Raises InputError if a result names another image or category.
     """
     evaluation = run_cocoeval(dataset, only_labelled(dataset, results), image_ids)
@@ -99,7 +108,11 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
 
 
 def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
-    """pycocotools' COCOeval, with every detection matched to the objects (`evalImgs`); difficult ones are ignored."""
+    """pycocotools' COCOeval after its first step: each result matched to a ground-truth object or to none (`evalImgs`).
+
+    Difficult objects are ignored as crowds are: not found, they are no false negatives, and a result that is matched
+    to one is neither a true nor a false positive. `accumulate()` and `summarize()` make precision, recall and AP of it.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -121,7 +134,7 @@ def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[i
 
 
 def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
-    """Results without those of classes that their image's source does not label: nobody knows if they are right."""
+    """Results without those of classes that their image's source does not label: TP or FP, that is not known."""
     known = {image_id: dataset.known(index).tolist() for index, image_id in enumerate(dataset.ids)}
     try:
         return [r for r in results if known[r["image_id"]][dataset.label_of[r["category_id"]] - 1]]
@@ -130,7 +143,11 @@ def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
 
 
 def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResults:
-    """Match COCO results to the objects as `score` does. Raises InputError for results of other images."""
+    """Which results are true positives and which objects are found, at IoU 0.5, matched as `score` does.
+
+    Best score first, each result takes the object of its class and image that it overlaps most and that is still free.
+    Raises InputError as `score` does.
+    """
     results = only_labelled(dataset, results)
     evaluation = run_cocoeval(dataset, results)
     kept, right, objects, found = [], [], [], []
@@ -147,34 +164,37 @@ def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResult
 
 
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
-    """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`."""
+    """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`.
+
+    The metrics of a single source are those of all images; they are not computed twice.
+    """
     overall = score(dataset, results)
+    by_class = overall.pop("by_class")
     by_source: dict[str, list[int]] = {}
     for image_id in dataset.ids:
-        by_source.setdefault(dataset.coco.imgs[image_id].get("source", "all"), []).append(image_id)
-    by_class = overall.pop("by_class")
+        by_source.setdefault(dataset.coco.imgs[image_id].get("source") or "all", []).append(image_id)
     scores = {}
-    for source, image_ids in by_source.items():
-        scores[source] = score(dataset, results, image_ids)
-        scores[source].pop("by_class")
+    for source, ids in by_source.items():
+        scores[source] = score(dataset, results, ids) if len(by_source) > 1 else dict(overall)
+        scores[source].pop("by_class", None)
     return {"all": overall, "by_source": scores, "by_class": by_class}
 
 
 def operating_points(dataset: CocoDetections, results: list[dict], thresholds: list[float]) -> list[dict]:
-    """What a person sees at a score threshold: the share of drawn boxes that are right, and of objects that are found.
+    """Precision and recall at IoU 0.5 of the results above each score threshold, over all classes together.
 
-    A box is right if it has the class of an object that it overlaps at IoU 0.5 or more; each object is found but once.
-    Boxes on crowds and difficult objects count neither way. Results: of `predict(…, class_agnostic=True)`.
-    Returns a dict of threshold, precision, recall and boxes (an image) for each threshold.
+    precision = TP / (TP + FP), the share of the boxes drawn that are true positives; recall = TP / (TP + FN), the share
+    of the ground-truth objects that are found. Both are 0 where there is nothing to divide by. Boxes on crowds and
+    difficult objects count neither way. Results: of `predict(…, class_agnostic=True)`, as people see them.
+    Returns a dict of threshold, precision, recall and boxes (an image, on average) for each threshold.
     """
     matched = match_results(dataset, results)
-    scores, right = np.array([result["score"] for result in matched.results]), matched.right
+    scores = np.array([result["score"] for result in matched.results])
     points = []
     for threshold in thresholds:
         drawn = scores > threshold
-        hits = float(right[drawn].sum())
-        precision, recall = hits / max(1, int(drawn.sum())), hits / max(1, len(matched.objects))
-        points.append(
-            dict(threshold=threshold, precision=precision, recall=recall, boxes=float(drawn.sum()) / len(dataset.ids))
-        )
+        boxes, true_positives = int(drawn.sum()), int(matched.right[drawn].sum())
+        point = {"threshold": threshold, "precision": true_positives / max(1, boxes)}
+        point |= {"recall": true_positives / max(1, len(matched.objects)), "boxes": boxes / len(dataset.ids)}
+        points.append(point)
     return points

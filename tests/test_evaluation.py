@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from odutils.classes import CLASSES
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
 from odutils.evaluation import NAMES, only_labelled, operating_points, score, score_by_source, to_results
@@ -186,7 +187,8 @@ def test_operating_points(tmp_path, write_dataset):
     assert [point["boxes"] for point in points] == [0, 0.5, 1.5, 2, 2.5]
 
 
-def test_results_of_a_detector(dataset):
+def test_results_of_a_detector(root):
+    dataset = CocoDetections(root, "train", classes=CLASSES)
     boxes = np.float32([[10, 20, 40, 60], [0, 0, 5, 5], [1, 2, 3, 4]])
     # Of COCO's 80: person, car, dog. Image 1 ("coco") labels cars, image 2 ("voc") does not; no category is a dog.
     found = Detections(boxes, np.int64([1, 3, 17]), np.float32([0.75, 0.5, 0.25]))

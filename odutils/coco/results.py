@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from odutils.classes import CATEGORY_IDS, CLASSES
-from odutils.coco.checking import printable
-from odutils.coco.rules import BOX, NUMBER, load_json
+from odutils.coco.reading import load_json, with_hint
+from odutils.coco.rules import BOX, NUMBER, fault_of_box, is_below_a_pixel, is_length, is_usable_id
 from odutils.errors import InputError
 
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -67,8 +67,8 @@ def _fault(entry: Any, image_of: dict, category_of: dict) -> str | None:
         return f"has no {missing[0]!r}; a COCO result has image_id, category_id, bbox and score"
     for key, known in (("image_id", image_of), ("category_id", category_of)):
         value = entry[key]
-        if not isinstance(value, int | str) or isinstance(value, bool) or value not in known:
-            return f"{key} {reprlib.repr(value)} is not in the data set"
+        if not is_usable_id(value) or value not in known:
+            return f"{key} {with_hint(value, known)} is not in the data set"
     for key, rule in (("bbox", BOX), ("score", NUMBER)):
         if not rule.holds(entry[key]):
             return f"{key} is {reprlib.repr(entry[key])}, not {rule.words}"
@@ -77,14 +77,29 @@ def _fault(entry: Any, image_of: dict, category_of: dict) -> str | None:
     return None
 
 
+def doubt_about(results: list[dict], dataset) -> str | None:
+    """What is probably wrong with the boxes of results, none of which is a fault of its own; None if nothing is."""
+    boxes = [result["bbox"] for result in results]
+    if boxes and all(map(is_below_a_pixel, boxes)):
+        return f"no box is larger than a pixel, such as {boxes[0]}: COCO's are in pixels, not in 0…1"
+    as_corners = 0
+    for result in results:
+        image = dataset.coco.imgs[result["image_id"]]
+        if is_length(image.get("width")) and is_length(image.get("height")):
+            as_corners += fault_of_box(result["bbox"], image["width"], image["height"]) == "box as corners"
+    if as_corners > len(boxes) / 3:
+        return f"{as_corners} of {len(boxes)} boxes would fit as x1, y1, x2, y2, but COCO's form is [x, y, w, h]"
+    return None
+
+
 def _translations(path: str | Path, content: dict, dataset) -> tuple[dict, dict]:
     """Image ids and category ids of a `detect --json` -> the data set's; None for a class that it does not have."""
-    id_of_file = {PurePath(image["file_name"]).as_posix(): id_ for id_, image in dataset.coco.imgs.items()}
+    id_of_file = {_slashed(image["file_name"]).as_posix(): id_ for id_, image in dataset.coco.imgs.items()}
     id_of_name = {dataset.classes[label - 1]: id_ for id_, label in dataset.label_of.items()}
     image_of, unknown = {}, []
     try:
         for image in content["images"]:
-            parts = PurePath(image["file_name"]).parts
+            parts = _slashed(image["file_name"]).parts
             ends = ("/".join(parts[start:]) for start in range(len(parts)))  # the longest that the data set knows
             found = next((id_of_file[end] for end in ends if end in id_of_file), None)
             if found is None:
@@ -93,13 +108,17 @@ def _translations(path: str | Path, content: dict, dataset) -> tuple[dict, dict]
         names = {category["id"]: category["name"] for category in content["categories"]}
         category_of = {number: id_of_name.get(name) for number, name in names.items()}
         content["annotations"]
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: neither a list of COCO results nor a file of `detect --json` ({type(error).__name__}: {error})"
         ) from None
     if unknown:
         raise InputError(f"{path}: {len(unknown)} of its images, such as {unknown[0]}, are not in the data set")
     return image_of, category_of
+
+
+def _slashed(file_name: str) -> PurePath:
+    return PurePath(file_name.replace("\\", "/"))
 
 
 def object_rows(path: Path, detections, classes: Sequence[str], width: int) -> str:
@@ -134,3 +153,8 @@ def score_table(scores: dict) -> str:
         best_first = sorted(scores["by_class"].items(), key=lambda item: (-item[1], item[0]))
         lines += [f"{name:<{width}}{cell(value)}" for name, value in best_first]
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Line breaks, control characters and broken Unicode as escapes, so that a name cannot disturb the table."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
