@@ -105,8 +105,8 @@ REFUSED = {
     "image id twice": (first("images", id=3), "duplicate image id", "two images have the id 3"),
     "text as image_id": (
         lambda c: [one.update(image_id=str(one["image_id"])) for one in c["annotations"]], "wrong type",
-        "no image has the id '1', but one has 1: use numbers"),
-    "text as category_id": (each("annotations", category_id="17"), "wrong type", "but one has 17"),
+        "no image has the id '1' .1 is there: use numbers"),
+    "text as category_id": (each("annotations", category_id="17"), "wrong type", "17 is there"),
     "unknown image": (each("annotations", image_id=77), "unknown image", "no image has the id 77"),
     "unknown category": (first("annotations", category_id=2), "unknown category", "no category has the id 2"),
     "a negative size": (first("annotations", bbox=[40, 30, -30, -20]), "box without area", "negative width"),

@@ -7,14 +7,26 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from odutils import evaluation
 from odutils.classes import CLASSES
-from odutils.datasets import CocoDetections
+from odutils.datasets import CocoDetections, collate
 from odutils.errors import InputError
-from odutils.evaluation import NAMES, only_labelled, operating_points, score, score_by_source, to_results
-from odutils.inference import Detections
+from odutils.evaluation import (
+    NAMES,
+    only_labelled,
+    operating_points,
+    predict,
+    results_of_batch,
+    score,
+    score_by_source,
+    to_results,
+)
+from odutils.inference import Detections, Predictor
+from odutils.presets import build
 
 CATEGORIES = {1: "person", 3: "car", 17: "cat"}
 SOURCES = {"voc": ["person", "cat"], "coco": ["person", "car", "cat"]}
@@ -35,7 +47,7 @@ def random_objects(chance, names):
 
 
 def random_results(dataset, seed=0):
-    """Detections by somebody who is often nearly right, sometimes twice, and sees things: any class on any image."""
+    """Detections that are often nearly right, sometimes doubled, and sometimes false: any class on any image."""
     chance, results = np.random.default_rng(seed), []
     for image_id in dataset.ids:
         seen = [(one["bbox"], one["category_id"]) for one in dataset.coco.imgToAnns[image_id] if chance.random() < 0.8]
@@ -216,3 +228,44 @@ def test_the_fast_implementation_gives_the_same(file, dataset, results):
         evaluation.accumulate()
         evaluation.summarize()
     assert figures(score(dataset, results)) == pytest.approx(list(evaluation.stats[:6]), abs=1e-9)
+
+
+SIZES = {
+    "right": {},
+    "missing": {"width": None, "height": None},
+    "exchanged": {"width": 64, "height": 96},
+    "ten times": {"width": 960, "height": 640},
+}
+
+
+@pytest.mark.parametrize("wrong", SIZES.values(), ids=SIZES)
+def test_validation_while_training_gives_what_evaluate_gives(tmp_path, write_dataset, wrong):
+    """Boxes in the same pixels, whatever the JSON says about the images' sizes: one truth for both."""
+    objects = [[{"bbox": [5, 5, 20, 20], "category_id": 1}]] * 3
+    root = write_dataset(tmp_path / "d", objects, CATEGORIES, images=[wrong] * 3)
+    dataset = CocoDetections(root, "train", size=64)
+    torch.manual_seed(0)
+    detector = build("pyramid", dataset.classes, pretrained=False).eval()
+    detector.settings = detector.settings._replace(size=64)
+    by_predictor = predict(Predictor(detector, "cpu"), dataset, batch_size=2)
+    assert len({one["image_id"] for one in by_predictor}) == 3
+    with torch.inference_mode():
+        images, *_ = collate([dataset[index] for index in range(3)])
+        of_batch = results_of_batch(dataset, 0, detector(images), detector.grid(64, 64))
+    assert len(of_batch) == len(by_predictor)
+    for one, other in zip(of_batch, by_predictor, strict=True):
+        assert one["image_id"] == other["image_id"] and one["category_id"] == other["category_id"]
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.01)
+    right = CocoDetections(write_dataset(tmp_path / "right", objects, CATEGORIES), "train", size=64)
+    assert predict(Predictor(detector, "cpu"), right, batch_size=2) == by_predictor
+
+
+def test_a_single_source_is_scored_once(tmp_path, write_dataset, monkeypatch):
+    dataset = CocoDetections(
+        write_dataset(tmp_path / "d", [[{"bbox": [5, 5, 20, 20], "category_id": 1}]], CATEGORIES), "train"
+    )
+    calls, original = [], evaluation.run_cocoeval
+    monkeypatch.setattr(evaluation, "run_cocoeval", lambda *args: calls.append(args) or original(*args))
+    scores = score_by_source(dataset, [])
+    assert len(calls) == 1 and scores["by_source"] == {"all": scores["all"]}
+    assert list(scores["all"]) == list(NAMES)

@@ -141,10 +141,11 @@ def _repeated(values: Iterable) -> Any:
 
 def _fault_of_annotations(annotations: list[dict], image_ids: set, category_ids: set) -> str | None:
     for index, annotation in enumerate(annotations):
-        if annotation["image_id"] not in image_ids:
-            return f"annotations[{index}]: no image has the id {with_hint(annotation['image_id'], image_ids)}"
-        if annotation["category_id"] not in category_ids:
-            return f"annotations[{index}]: no category has the id {with_hint(annotation['category_id'], category_ids)}"
+        image_id, category = annotation["image_id"], annotation["category_id"]
+        if image_id not in image_ids:
+            return f"annotations[{index}]: no image has the id {image_id!r}{hint(image_id, image_ids)}"
+        if category not in category_ids:
+            return f"annotations[{index}]: no category has the id {category!r}{hint(category, category_ids)}"
         if min(annotation["bbox"][2:]) < 0:
             return f"annotations[{index}]: bbox {annotation['bbox']} has a negative width or height"
     if annotations and all(is_below_a_pixel(annotation["bbox"]) for annotation in annotations):
@@ -164,9 +165,8 @@ def _first_unlabelled(content: dict) -> str | None:
     return None
 
 
-def with_hint(unknown: Any, known: Collection) -> str:
-    """An id that is not among the known ones; says so where it is but for being a text, or none."""
+def hint(unknown: Any, known: Collection) -> str:
+    """What to say of an id that is not among the known ones, where it is but for being a text, or none; else ""."""
     digits = isinstance(unknown, str) and unknown.isdecimal() and len(unknown) < 19
     other = int(unknown) if digits else str(unknown)
-    shown = reprlib.repr(unknown)
-    return f"{shown}, but one has {other!r}: use numbers in both places" if other in known else shown
+    return f" ({other!r} is there: use numbers in both places)" if other in known else ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from odutils.classes import CATEGORY_IDS, CLASSES
-from odutils.coco.reading import load_json, with_hint
+from odutils.coco.reading import hint, load_json
 from odutils.coco.rules import BOX, NUMBER, fault_of_box, is_below_a_pixel, is_length, is_usable_id
 from odutils.errors import InputError
 
@@ -68,7 +68,7 @@ def _fault(entry: Any, image_of: dict, category_of: dict) -> str | None:
     for key, known in (("image_id", image_of), ("category_id", category_of)):
         value = entry[key]
         if not is_usable_id(value) or value not in known:
-            return f"{key} {with_hint(value, known)} is not in the data set"
+            return f"{key} {reprlib.repr(value)} is not in the data set{hint(value, known)}"
     for key, rule in (("bbox", BOX), ("score", NUMBER)):
         if not rule.holds(entry[key]):
             return f"{key} is {reprlib.repr(entry[key])}, not {rule.words}"

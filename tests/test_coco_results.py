@@ -1,0 +1,70 @@
+"""Protects results files: read in every encoding, refused with a sentence, and doubted where boxes are in another form.
+What `evaluate --results` refuses is tested in test_cli.py."""
+
+import json
+
+import pytest
+
+from odutils.coco.results import doubt_about, read_results, score_table
+from odutils.datasets import CocoDetections
+from odutils.errors import InputError
+from odutils.evaluation import score_by_source
+
+CATEGORIES = {1: "person", 17: "cat"}
+OBJECTS = [[{"bbox": [50, 20, 40, 30], "category_id": 1}], [{"bbox": [60, 40, 20, 20], "category_id": 17}]]
+
+
+@pytest.fixture
+def dataset(tmp_path, write_dataset):
+    images = [{"file_name": "0001.png"}, {"file_name": "sub\\0002.png"}]
+    return CocoDetections(write_dataset(tmp_path / "data", OBJECTS, CATEGORIES, images=images), "train")
+
+
+@pytest.fixture
+def results(dataset):
+    keys = ("image_id", "category_id", "bbox")
+    return [{key: one[key] for key in keys} | {"score": 0.9} for one in dataset.coco.dataset["annotations"]]
+
+
+def written(folder, content, encoding="utf-8"):
+    path = folder / "results.json"
+    path.write_text(json.dumps(content), encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_encoding_of_json_is_read(tmp_path, dataset, results, encoding):
+    assert read_results(written(tmp_path, results, encoding), dataset) == results
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_an_id_as_text_is_refused_with_the_reason(tmp_path, dataset, results, key):
+    value = results[0][key]
+    path = written(tmp_path, [results[0] | {key: str(value)}])
+    with pytest.raises(InputError, match=f"result 0: {key} '{value}' is not in the data set .{value} is there: use num"):
+        read_results(path, dataset)
+
+
+def test_backslashes_separate_folders(tmp_path, dataset):
+    content = {
+        "images": [{"id": 7, "file_name": "C:\\photos\\sub\\0002.png"}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}],
+    }
+    [result] = read_results(written(tmp_path, content), dataset)
+    assert result == {"image_id": 2, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+def test_boxes_in_another_form_are_doubted(dataset, results):
+    assert doubt_about(results, dataset) is None and doubt_about([], dataset) is None
+    in_shares = [one | {"bbox": [0.5, 0.3, 0.4, 0.5]} for one in results]
+    assert "in pixels, not in 0…1" in doubt_about(in_shares, dataset)
+    corners = [one | {"bbox": [x, y, x + w, y + h]} for one, (x, y, w, h) in ((o, o["bbox"]) for o in results)]
+    assert doubt_about(corners, dataset).startswith("2 of 2 boxes would fit as x1, y1, x2, y2")
+
+
+def test_the_table_has_no_figure_where_there_is_no_object(dataset, results):
+    lines = score_table(score_by_source(dataset, results)).splitlines()
+    assert lines[0].split() == ["AP", "AP50", "AP75", "small", "medium", "large"]
+    assert lines[1].split() == ["all", "1.000", "1.000", "1.000", "1.000", "1.000", "-"]
+    assert [line.split() for line in lines[2:]] == [[], ["class", "AP50"], ["cat", "1.000"], ["person", "1.000"]]
