@@ -5,6 +5,7 @@ gaps (COCO dropped ten classes after numbering them), so `CATEGORY_IDS[label - 1
 """
 
 import colorsys
+from collections.abc import Sequence
 
 # fmt: off
 CLASSES = (
@@ -47,6 +48,12 @@ def colour_of(label: int) -> tuple[int, int, int]:
         linear = [channel + (1.0 - channel) * white for channel in linear]
     red, green, blue = (round(255 * _from_linear(channel)) for channel in linear)
     return red, green, blue
+
+
+def readable_on(colour: Sequence[int]) -> tuple[int, int, int]:
+    """White on an (r, g, b) colour, or black where white has a contrast below 3:1 (WCAG 2.1, criterion 1.4.3)."""
+    luminance = _luminance([_to_linear(channel / 255) for channel in colour])
+    return (255, 255, 255) if 1.05 / (luminance + 0.05) >= 3 else (0, 0, 0)
 
 
 def _to_linear(channel: float) -> float:

@@ -1,6 +1,6 @@
 """Boxes on images with OpenCV, grids of images, and images in notebooks.
 
-An image is a `uint8` array (H, W, 3), RGB. Boxes here are xyxy in pixels: this is one of the edges of the house.
+An image is a `uint8` array (H, W, 3), RGB. Boxes here are xyxy in pixels of the image.
 """
 
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from odutils.classes import CLASSES, colour_of
+from odutils.classes import CLASSES, colour_of, readable_on
 from odutils.errors import InputError
 from odutils.files import replacing
 
@@ -20,7 +20,6 @@ LETTERS_HAVE_WEIGHT = int(cv2.__version__.split(".")[0]) >= 5  # true letters; b
 TEXT_SIZE = 1 / 32 if LETTERS_HAVE_WEIGHT else 1 / 40  # height of a line, of the image's size (root of its area)
 LINE_WIDTH = 1 / 150  # of the image's size
 SMALLEST_TEXT = 11.0  # pixels: below it letters run together
-READABLE = 0.30  # luminance up to which white has a contrast of 3:1, which is enough for letters as bold as these
 JPEG_QUALITY = 90
 LETTERS_PER_INCH = 12.5  # of a title in a notebook, at 10 points
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -39,7 +38,7 @@ def draw_boxes(
     """Draw boxes with their names on a copy of the image; the most confident one is drawn last, on top.
 
     image: (H, W, 3) uint8 RGB, not modified.   boxes: (K, 4) xyxy pixels; what lies outside is cut off at the border.
-    labels: (K,) 1…C, give each box its class's colour and name.   scores: (K,) 0…1, are added to the name in per cent.
+    labels: (K,) 1…C, give each box its class's colour and name.   scores: (K,) 0…1, are added to the name in %.
     texts: K texts in place of the names ("" for no tag).   colours: K (r, g, b) in place of the classes' own.
     thickness: of the line in pixels, by default in proportion to the image.
     Returns a new (H, W, 3) uint8 RGB array. Raises InputError for another kind of image or boxes that do not fit it.
@@ -84,12 +83,6 @@ def draw_detections(image: np.ndarray, detections, classes: Sequence[str] = CLAS
     return draw_boxes(image, detections.boxes, detections.labels, detections.scores, classes)
 
 
-def readable_on(colour: Sequence[int]) -> tuple[int, int, int]:
-    """White on an (r, g, b) colour, or black where white has a contrast below 3:1 (WCAG 2.1, criterion 1.4.3)."""
-    red, green, blue = ((channel / 255) ** 2.2 for channel in colour)  # sRGB's curve, near enough
-    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > READABLE else (255, 255, 255)
-
-
 def _draw_outline(canvas: np.ndarray, left: int, top: int, right: int, bottom: int, colour: tuple, line: int) -> None:
     """Draw four filled strips: OpenCV's own lines of 4 pixels are 5 wide, and anti-aliasing dulls their colour."""
     before, after = line // 2, line - line // 2 - 1
@@ -110,7 +103,7 @@ def checked(image: np.ndarray) -> np.ndarray:
 def tile_images(images: Sequence[np.ndarray], columns: int = 3, width: int = 960, gutter: int = 8) -> np.ndarray:
     """Tile images of any size, row by row, into one (H, width, 3) array on white, every gutter `gutter` pixels wide.
 
-    Each image is scaled to the width of its column (one taller than 4:3 upright to that height) and is not distorted.
+    Each image is scaled to the width of its column (one taller than 4:3 upright, to that height) and is not distorted.
     """
     images = [checked(image) for image in images]
     columns = max(1, min(columns, len(images)))

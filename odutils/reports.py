@@ -9,9 +9,10 @@ import torch
 
 from odutils.callbacks import Callback
 from odutils.files import replacing
+from odutils.plots import COLOURS
 from odutils.presets import save_detector
 
-BLUE, RED, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by colour-blind readers, too (Okabe and Ito)
+BLUE, RED, GREEN = (COLOURS[name] for name in ("blue", "red", "green"))
 
 
 class LogLosses(Callback):

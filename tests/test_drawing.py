@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from odutils.classes import CLASSES, colour_of
-from odutils.drawing import draw_boxes, draw_detections, readable_on, show, tile_images, write_image
+from odutils.classes import CLASSES, colour_of, readable_on
+from odutils.drawing import draw_boxes, draw_detections, show, tile_images, write_image
 from odutils.errors import InputError
 from odutils.images import read_image
 
@@ -239,8 +239,8 @@ def test_titles_stay_over_their_own_image(monkeypatch):
 
 
 def test_importing_loads_no_matplotlib():
-    heavy = ("matplotlib", "av", "torch", "fastprogress")
-    code = f"import sys, odutils.drawing, odutils.video; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ("matplotlib", "av", "torch", "fastprogress", "tqdm")
+    code = f"import sys, odutils.drawing, odutils.video.annotate; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
