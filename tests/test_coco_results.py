@@ -41,7 +41,7 @@ def test_every_encoding_of_json_is_read(tmp_path, dataset, results, encoding):
 def test_an_id_as_text_is_refused_with_the_reason(tmp_path, dataset, results, key):
     value = results[0][key]
     path = written(tmp_path, [results[0] | {key: str(value)}])
-    with pytest.raises(InputError, match=f"result 0: {key} '{value}' is not in the data set .{value} is there: use num"):
+    with pytest.raises(InputError, match=f"result 0: {key} '{value}' is not in the data set .{value} is there"):
         read_results(path, dataset)
 
 
