@@ -31,9 +31,10 @@ __all__ = ["CocoDetections", "EpochSampler", "check_dataset", "collate", "make_l
 class CocoDetections(CocoDetection):
     """torchvision's CocoDetection as examples for a detector.
 
-    `dataset[i]` or `dataset[epoch, i]` -> (image (3, S, S) uint8, boxes (M, 4), labels (M,), known (C,), dropped: int).
-    Images without objects stay. Images whose source is named in the file's `labelled_classes_by_source` know only
-    those classes; `known` says so, and the loss leaves the others alone.
+    `dataset[i]` or `dataset[epoch, i]` -> (image (3, S, S) uint8, boxes (M, 4), labels (M,), known (C,)).
+    Images without objects stay. The image itself, upright, says how large it is: sizes in the file are not used.
+    Images whose source is named in the file's `labelled_classes_by_source` know only those classes; `known` says so,
+    and the loss leaves the others alone.
 
     classes: names in label order; default: the file's own in category-id order, COCO's order if they are COCO's 80.
     augment: None for validation.   squash: as in `images.fit`.
@@ -113,7 +114,7 @@ class CocoDetections(CocoDetection):
             boxes = placement.to_input(boxes)
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (3, S, S)
         boxes, labels = torch.from_numpy(boxes[kept]), torch.from_numpy(labels[kept])
-        return image, boxes, labels, self.known(index), int((~kept).sum())
+        return image, boxes, labels, self.known(index)
 
 
 def annotation_file(root: str | Path, split: str) -> Path:
@@ -128,7 +129,7 @@ def annotation_file(root: str | Path, split: str) -> Path:
 
 def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Examples -> one batch (images, boxes, labels, known), boxes and labels zero-padded to the most objects."""
-    images, boxes, labels, known, _ = zip(*examples, strict=True)
+    images, boxes, labels, known = zip(*examples, strict=True)
     most = max(len(one) for one in labels)
     padded_boxes, padded_labels = torch.zeros(len(images), most, 4), torch.zeros(len(images), most, dtype=torch.int64)
     for row, (box, label) in enumerate(zip(boxes, labels, strict=True)):

@@ -31,16 +31,15 @@ class WithMosaic(CocoDetections):
         canvas = np.empty((self.size, self.size, 3), np.uint8)
         x, y = (chance.uniform(0.35, 0.65, 2) * self.size).astype(int)
         corners = ((0, 0, x, y), (x, 0, self.size, y), (0, y, x, self.size), (x, y, self.size, self.size))
-        boxes, labels, dropped = [], [], 0
+        boxes, labels = [], []
         for (left, top, right, bottom), which in zip(corners, [index, *chance.choice(mates, 3)], strict=True):
             image, moved = self.augment.geometry(self.image(which), self.boxes[which], chance)
             canvas[top:bottom, left:right], moved, kept = cut_to_shape(image, moved, right - left, bottom - top, chance)
             boxes.append((moved[kept] + np.float32([left, top, left, top])) / self.size)
             labels.append(self.labels[which][kept])
-            dropped += int((~kept).sum())
         image = torch.from_numpy(self.augment.colour(canvas, chance)).permute(2, 0, 1)  # (3, S, S)
         boxes, labels = (torch.from_numpy(np.concatenate(parts)) for parts in (boxes, labels))
-        return image, boxes, labels, self.known(index), dropped
+        return image, boxes, labels, self.known(index)
 
 
 def cut_to_shape(image: np.ndarray, boxes: np.ndarray, width: int, height: int, chance: np.random.Generator) -> tuple:

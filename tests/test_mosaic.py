@@ -16,8 +16,8 @@ def test_mosaic_boxes_follow_their_images(tmp_path, write_dataset, monkeypatch):
     dataset = WithMosaic(write_dataset(tmp_path, objects, {1: "person"}), "train", 64, augment=augment, share=1.0)
     monkeypatch.setattr(dataset, "image", lambda index: np.full((64, 96, 3), colours[index]))
     for index in range(4):
-        image, found, labels, _, dropped = dataset[0, index]
-        assert len(found) == len(labels) == 4 and dropped == 0
+        image, found, labels, _ = dataset[0, index]
+        assert len(found) == len(labels) == 4
         covered = np.zeros((64, 64), int)
         for left, top, right, bottom in (found * 64).round().int().tolist():
             covered[top:bottom, left:right] += 1
@@ -36,7 +36,7 @@ def test_mosaic_mates_label_the_same_classes(tmp_path, write_dataset):
     counts = set()
     for index in range(8):
         for epoch in range(5):
-            _, _, labels, known, dropped = dataset[epoch, index]
+            _, _, labels, known = dataset[epoch, index]
             assert set(labels.tolist()) <= {1 + index % 2} and known.tolist() == [index % 2 == 0, True]
-            counts.add(len(labels) + dropped)
-    assert counts == {1, 4}
+            counts.add(len(labels))
+    assert max(counts) > 2 and counts <= {0, 1, 2, 3, 4}  # a box of which little is left goes
