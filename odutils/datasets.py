@@ -19,7 +19,7 @@ from torchvision.datasets import CocoDetection, VisionDataset
 from odutils.augmentation import Augment, clip_boxes
 from odutils.classes import CLASSES
 from odutils.coco.checking import check_dataset
-from odutils.coco.reading import image_path, read_dataset
+from odutils.coco.reading import annotation_file, image_path, read_dataset
 from odutils.errors import InputError
 from odutils.images import fit, read_image, upright_size
 
@@ -115,16 +115,6 @@ class CocoDetections(CocoDetection):
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (3, S, S)
         boxes, labels = torch.from_numpy(boxes[kept]), torch.from_numpy(labels[kept])
         return image, boxes, labels, self.known(index)
-
-
-def annotation_file(root: str | Path, split: str) -> Path:
-    """root/annotations/instances_{split}.json. Raises InputError if it or the folder of images is not there."""
-    file, images = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; a data set has annotations/instances_SPLIT.json and images in SPLIT/")
-    if not images.is_dir():
-        raise InputError(f"{images}: no such folder; the images of split {split!r} belong there")
-    return file
 
 
 def collate(examples: list[tuple]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,15 +1,15 @@
 """Why detections are wrong, and what each kind of error costs: TIDE (Bolya et al. 2020, section 2).
 
-A false detection belongs to the first kind whose test it passes; IoU is with the objects of its image:
+A false positive is of the first kind whose test it passes; IoU is with the ground-truth objects of its image:
 
-    location    an object of its class, IoU 0.1 to 0.5: the box is poor
-    class       an object of another class, IoU 0.5 or more: the name is wrong
-    duplicate   an object of its class, IoU 0.5 or more, which a surer detection has found
+    location    an object of its class, IoU 0.1 to 0.5: a poor bounding box
+    class       an object of another class, IoU 0.5 or more: the wrong class
+    duplicate   an object of its class, IoU 0.5 or more, to which a detection of higher score is matched
     background  no object, or IoU 0.1 or less with each
-    both        what is left: an object of another class, and the box is poor
+    both        what is left: another class, and a poor bounding box
 
-An object is `missed` if it is neither found nor what a class or location error meant. Objects and detections are
-COCO's dicts; D detections, G objects.
+A false negative is `missed` unless a location or class error is about it. Objects and detections are COCO's dicts;
+D detections, G objects.
 """
 
 from collections import defaultdict
@@ -20,19 +20,19 @@ import numpy as np
 from odutils.evaluation import MatchedResults
 
 KINDS = ("class", "location", "both", "duplicate", "background", "missed")
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: of a box that is right, of one that has to do with an object
+FOREGROUND, BACKGROUND = 0.5, 0.1  # TIDE's IoU thresholds: at least for a match; at most for background
 
 
 class Error(NamedTuple):
-    """One thing that went wrong."""
+    """One false positive, or one missed object."""
 
     kind: str
-    result: int | None  # index of the false detection; None if missed
-    object: int | None  # index of the object that was meant, or missed; None for background and both
+    result: int | None  # index of the false positive; None if missed
+    object: int | None  # index of the object that it is about, or that is missed; None for background and both
 
 
 def find_errors(matched: MatchedResults) -> list[Error]:
-    """The kind of every false detection, and the objects missed; the surest detections first."""
+    """The kind of every false positive, best score first, then the missed objects."""
     from pycocotools.mask import iou
 
     in_image = defaultdict(list)
@@ -52,7 +52,7 @@ def find_errors(matched: MatchedResults) -> list[Error]:
 
 
 def kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
-    """The kind of one false detection, and which object it meant.
+    """The kind of one false positive, and the index of the object that it is about.
 
     overlap: (G,) IoU with the objects of its image.   same: (G,) bool, whether they are of its class.
     """
@@ -69,7 +69,7 @@ def kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
 def average_precision(right: np.ndarray, objects: int) -> float:
     """Interpolated precision, averaged over the recalls 0, 0.01 … 1 (Lin et al. 2014, as pycocotools does).
 
-    right: (D,) bool, surest detection first.   objects: how many there are to find, at least one.
+    right: (D,) bool, which are true positives, best score first.   objects: TP + FN, at least one.
     """
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(hits) + 1)  # (D,)
@@ -79,31 +79,35 @@ def average_precision(right: np.ndarray, objects: int) -> float:
 
 
 def gains(matched: MatchedResults, errors: list[Error]) -> dict[str, float]:
-    """By how much AP50 would rise if all errors of one kind were mended: TIDE's dAP, for each of KINDS.
+    """By how much AP50 would rise if all errors of one kind were corrected: TIDE's dAP, for each of KINDS.
 
-    class, location: the surest error that meant an object not yet found becomes right, the others vanish. duplicate,
-    background, both: they vanish. missed: these objects are no longer asked for. The six do not add up to what is
-    lacking: errors hide one another. Classes without objects do not count, as in COCO. (In the authors' program an
-    object meant by errors of both class and location can be mended by the surest alone; here by one of each kind.)
+    class, location: for each object not yet found, the error of highest score about it becomes a true positive, the
+    others are removed. duplicate, background, both: they are removed. missed: the objects are no longer counted. The
+    six do not add up to what AP50 lacks: errors hide one another. Classes without objects do not count, as in COCO.
+    (In the authors' program an object with errors of both kinds, class and location, is corrected by the highest score
+    of them alone; here by one of each kind.)
     """
     as_is = _mean_ap(matched)
     return {kind: _mean_ap(matched, [e for e in errors if e.kind == kind]) - as_is for kind in KINDS}
 
 
-def _mean_ap(matched: MatchedResults, mended: list[Error] = ()) -> float:
-    """AP50, the mean over the classes, after some errors of one kind are mended."""
-    answers, count, taken = defaultdict(list), defaultdict(int), set()  # by class: (score, right), objects
-    gone, unasked = {error.result for error in mended}, {e.object for e in mended if e.kind == "missed"}
+def _mean_ap(matched: MatchedResults, corrected: list[Error] = ()) -> float:
+    """AP50, the mean over the classes, after some errors of one kind, best score first, are corrected."""
+    removed = {error.result for error in corrected}
+    uncounted = {error.object for error in corrected if error.kind == "missed"}
+    scored = defaultdict(list)  # by class: (score, right) of each detection
     for d, (result, right) in enumerate(zip(matched.results, matched.right.tolist(), strict=True)):
-        if d not in gone:
-            answers[result["category_id"]].append((result["score"], right))
-    for error in mended:  # surest first
-        if error.kind in ("class", "location") and not matched.found[error.object] and error.object not in taken:
-            taken.add(error.object)
+        if d not in removed:
+            scored[result["category_id"]].append((result["score"], right))
+    found_now = set()
+    for error in corrected:
+        if error.kind in ("class", "location") and not matched.found[error.object] and error.object not in found_now:
+            found_now.add(error.object)
             score = matched.results[error.result]["score"]
-            answers[matched.objects[error.object]["category_id"]].append((score, True))
+            scored[matched.objects[error.object]["category_id"]].append((score, True))
+    count = defaultdict(int)  # by class: objects
     for g, one in enumerate(matched.objects):
-        count[one["category_id"]] += g not in unasked
-    ranked = {category: sorted(answers[category], key=lambda answer: -answer[0]) for category in count}
+        count[one["category_id"]] += g not in uncounted
+    ranked = {category: sorted(scored[category], key=lambda entry: -entry[0]) for category in count}
     aps = [average_precision([right for _, right in ranked[c]], objects) for c, objects in count.items() if objects]
     return float(np.mean(aps)) if aps else 0.0

@@ -109,7 +109,8 @@ class CocoMetrics(Callback):
         learn.scores = score_by_source(self.dataset, self.results)
         everything = learn.scores["all"]
         learn.row |= {"AP": everything["AP"], "AP50": everything["AP50"]}
-        for source, metrics in learn.scores["by_source"].items():
+        by_source = learn.scores["by_source"]
+        for source, metrics in by_source.items() if len(by_source) > 1 else ():  # one source: the same figures again
             learn.row |= {f"AP {source}": metrics["AP"], f"AP50 {source}": metrics["AP50"]}
 
 

@@ -1,4 +1,4 @@
-"""Protects the error kinds: each is what its definition says, and mending it adds what a slow version adds."""
+"""Protects the error kinds: each is what its definition says, and correcting it adds what a slow version adds."""
 
 import copy
 
@@ -23,7 +23,7 @@ def data_set(folder, write_dataset, *objects):
 
 
 def random_case(folder, write_dataset, seed, crowds=True):
-    """Six images of crowded objects, and detections by somebody who errs in all six ways."""
+    """Six images of crowded objects, and detections with errors of all six kinds."""
     chance, images, results = np.random.default_rng(seed), [], []
     for image_id in range(1, 7):
         objects = []

@@ -46,6 +46,16 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def annotation_file(root: str | Path, split: str) -> Path:
+    """root/annotations/instances_{split}.json. Raises InputError if it or the folder of images is not there."""
+    file, images = Path(root) / "annotations" / f"instances_{split}.json", Path(root) / split
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; a data set has annotations/instances_SPLIT.json and images in SPLIT/")
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; the images of split {split!r} belong there")
+    return file
+
+
 def image_path(folder: Path, file_name: str) -> Path:
     """Where an image lies. Files written on Windows may separate folders by backslashes."""
     path = folder / file_name
