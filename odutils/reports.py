@@ -54,7 +54,7 @@ class LogLosses(Callback):
 def write_losses(path: Path, rows: list[dict]) -> None:
     """One line an epoch; a cell that a row lacks is empty. Raises InputError if it cannot be written."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -4,6 +4,7 @@ refuses is a problem for `check`, too, and what is merely odd is treated right b
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from odutils.datasets import CocoDetections, collate
 from odutils.errors import InputError
 from odutils.evaluation import score
 from odutils.presets import build, load_detector, save_detector
+from odutils.recipe import Recipe
+from odutils.training import train
 
 CATEGORIES = {1: "person", 17: "cat"}
 OBJECTS = [
@@ -199,6 +202,37 @@ def test_the_locale_does_not_matter(root, tmp_path, encoding):
         environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0 and "Stra\\xdfe" in done.stdout and "1.000" in done.stdout, done.stderr
+
+
+# ---- training
+
+
+def copy_to_val(root, change):
+    """The same images as a validation split, its file changed."""
+    shutil.copytree(root / "train", root / "val")
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    change(content)
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+
+
+RECIPE = Recipe(epochs=1, size=64, batch_size=2, pretrained=False, mosaic=0.0)
+
+
+@pytest.mark.parametrize("fault", ["no images", "no list of annotations", "ids of two kinds"])
+def test_a_faulty_validation_file_is_refused_before_the_first_step(root, tmp_path, fault):
+    change, _, words = REFUSED[fault]
+    copy_to_val(root, change)
+    with pytest.raises(InputError, match=f"instances_val.json: .*{words}"):
+        train(root, tmp_path / "run", RECIPE, workers=0, device="cpu", progress=False)
+    assert not (tmp_path / "run" / "losses.csv").exists()
+
+
+def test_odd_files_are_trained_on(root, tmp_path):
+    """Several oddities at once, up to the validation that needs sizes, ids, areas and names."""
+    copy_to_val(root, lambda content: [TREATED_RIGHT[name][0](content) for name in TREATED_RIGHT if "null" in name])
+    edit(root, TREATED_RIGHT["annotation ids that repeat per image"][0])
+    best = train(root, tmp_path / "run", RECIPE, workers=0, device="cpu", progress=False)
+    assert load_detector(best).settings.classes == ("person", "cat")
 
 
 # ---- generated files
