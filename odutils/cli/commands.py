@@ -48,7 +48,7 @@ def detect(args: Namespace) -> int:
     width, found = max(len(str(path)) for path in images), []
     with (
         replacing(args.json) if args.json else nullcontext() as json_path,
-        closing(map_ahead(read, images)) as contents,
+        closing(map_ahead(read, images, size=4)) as contents,
         bar(total=len(images), unit="images") as shown,
     ):
         predictor = load_predictor(args)

@@ -93,7 +93,8 @@ class VideoReader:
                 pts = frame.pts - round(self.start / base) if frame.pts is not None else None
                 if previous is not None and (pts is None or pts <= previous):  # a clock that is missing or runs back
                     pts = previous + (step if pts is None else 1)
-                longest = max(longest, (pts or 0) - (previous or 0))
+                if previous is not None:
+                    longest = max(longest, pts - previous)
                 previous = pts or 0
                 yield Frame(upright(frame, converter), float(previous * base), previous, frame.duration or 0), sound
                 frames, sound = frames + 1, []
