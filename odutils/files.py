@@ -84,6 +84,38 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes out of `folder` while the block runs; the folder is made if it is missing.
+
+    The system holds the lock (on the file `.lock`) for the process and drops it when the process ends, even if killed.
+    Raises InputError where another process has it.
+    """
+    path = Path(folder, ".lock")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            _lock(file)
+        except OSError as error:  # another number: a file system that has no locks, where we work without
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                message = "another process works in this folder: wait for it, or take another folder"
+                raise InputError(f"{folder}: {message}") from None
+        yield
+
+
+def _lock(file) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def looks_like_web_page(start: bytes) -> bool:
     """Whether a file's first bytes are HTML: what a server sends in its stead when it wants a log-in or a click."""
     start = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

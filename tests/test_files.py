@@ -17,7 +17,7 @@ from odutils.coco import download as coco_download
 from odutils.coco.download import Archive, download_coco, extract
 from odutils.downloading import download
 from odutils.errors import InputError
-from odutils.files import replacing
+from odutils.files import locked, replacing
 
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_finds_no_space_is_told_and_the_old_one_stays(tmp_path
     target.write_text("old")
     script = f"""
 import resource, torch
-from odutils.files import replacing
+from odutils.files import locked, replacing
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with replacing({str(target)!r}) as temporary:
     torch.save(torch.zeros(100_000), open(temporary, "wb") if {opened} else temporary)
@@ -169,6 +169,36 @@ def test_missing_permission_is_told_where_root_may_do_everything(tmp_path, monke
     with pytest.raises(InputError, match="cannot write .*file.bin: Permission denied"):
         get(server, tmp_path)
     assert len(server.ranges) == 1  # not a matter of trying again
+
+
+HOLD = """
+import sys
+from odutils.files import locked
+with locked(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_work_in_one_folder_and_a_killed_one_leaves_no_lock(tmp_path):
+    folder = tmp_path / "runs" / "train"
+    arguments = [sys.executable, "-c", HOLD, str(folder)]
+    other = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="train: another process"), locked(folder):
+            pass
+        with locked(tmp_path / "runs" / "other"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    for _ in range(2):
+        with locked(folder):
+            pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"), locked(tmp_path / "file" / "train"):
+        pass
 
 
 def test_a_download_is_verified_and_kept(tmp_path, server):
