@@ -3,6 +3,7 @@
 Geometry first, on the original pixels, then one resize, then colour on the small image. Boxes are xyxy in pixels.
 """
 
+import sys
 import warnings
 
 import cv2
@@ -16,6 +17,8 @@ LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)  # all that a pixel's
 
 def import_imgaug():
     """imgaug 0.4.0 uses names that numpy 2 took away: put them back, then import it."""
+    if sys.modules.get("imgaug.augmenters"):  # the usual case, once an image
+        return sys.modules["imgaug"]
     if not hasattr(np, "sctypes"):
         np.sctypes = {
             "int": [np.int8, np.int16, np.int32, np.int64],
@@ -38,11 +41,12 @@ class Augment:
 
     size: pixels of the square input.   squash: as in `images.fit`.   crop: whether to crop and to zoom out at all.
     imgaug's functions do the work; its augmenter objects, which draw the numbers too, cost more than the images do.
+    It holds plain values only, so that it can be sent to loader processes that are not forked.
     """
 
     def __init__(self, size: int, squash: bool = False, seed: int = 0, crop: bool = True):
         self.size, self.squash, self.seed, self.crop = size, squash, seed, crop
-        self.imgaug = import_imgaug().augmenters
+        import_imgaug()  # a missing package is noticed now, not in a loader process
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, epoch: int, index: int) -> tuple:
         """image: (H, W, 3) uint8.   boxes: (K, 4) float32 xyxy in pixels.
@@ -57,9 +61,10 @@ class Augment:
 
     def geometry(self, image: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:
         """Flip half of the images; crop 60 % of them, zoom out of 16 %. Returns image and boxes, unclipped."""
+        imgaug = import_imgaug().augmenters
         height, width = image.shape[:2]
         if chance.random() < 0.5:
-            image = self.imgaug.flip.fliplr(image)
+            image = imgaug.flip.fliplr(image)
             boxes = np.float32([width, 0, width, 0]) + boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1])
         kind, shares = chance.random() if self.crop else 1, chance.random(4)
         if kind < 0.6:  # each side by itself: at least a third of the length stays
@@ -68,20 +73,21 @@ class Augment:
             boxes = boxes - np.float32([left, top, left, top])
         elif kind < 0.76:
             left, top, right, bottom = (shares * 0.5 * [width, height, width, height]).astype(int)
-            image = self.imgaug.size.pad(image, top, right, bottom, left, cval=GREY)
+            image = imgaug.size.pad(image, top, right, bottom, left, cval=GREY)
             boxes = boxes + np.float32([left, top, left, top])
         return image, boxes
 
     def colour(self, image: np.ndarray, chance: np.random.Generator) -> np.ndarray:
         """Brightness (of each channel by itself now and then), contrast, saturation, and one to three grey patches."""
+        imgaug = import_imgaug().augmenters
         levels = LEVELS  # what becomes of each of them, so that the image itself is changed once
         if chance.random() < 0.7:
             factors = chance.uniform(0.65, 1.35, 3)
             one_for_all = chance.random() < 0.7
             levels = levels if one_for_all else np.repeat(levels, 3, axis=2)  # (1, 256, 3)
-            levels = self.imgaug.arithmetic.multiply_scalar(levels, factors[0] if one_for_all else factors)
+            levels = imgaug.arithmetic.multiply_scalar(levels, factors[0] if one_for_all else factors)
         if chance.random() < 0.4:
-            levels = self.imgaug.contrast.adjust_contrast_linear(levels, chance.uniform(0.7, 1.4))
+            levels = imgaug.contrast.adjust_contrast_linear(levels, chance.uniform(0.7, 1.4))
         if levels is not LEVELS:
             image = cv2.LUT(image, levels)
         if chance.random() < 0.25:
@@ -91,7 +97,7 @@ class Augment:
                 x, y = chance.random(2) * self.size
                 half_width, half_height = chance.uniform(0.025, 0.1, 2) * self.size
                 corners = x - half_width, y - half_height, x + half_width, y + half_height
-                image = self.imgaug.arithmetic.cutout(image, *corners, cval=GREY)
+                image = imgaug.arithmetic.cutout(image, *corners, cval=GREY)
         return image
 
 
