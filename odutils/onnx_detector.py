@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odutils.errors import InputError
+from odutils.errors import InputError, plain_text
 from odutils.images import MULTIPLE
 from odutils.model import Settings
 
@@ -47,16 +47,17 @@ class OnnxDetector:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes share no base of their own
-            raise InputError(f"{path}: damaged, or no ONNX file ({' '.join(str(error).split())[:200]})") from None
+            raise InputError(f"{path}: damaged, or no ONNX file ({plain_text(error)[:200]})") from None
         self.settings = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and boxes (N, A, 4) xyxy, 0…1."""
-        size, shape = self.settings.size, images.shape[2:]
-        squash = self.settings.squash
-        if shape != (size, size) if squash else any(side % MULTIPLE for side in shape):
-            wanted = f"{size} px" if squash else f"multiples of {MULTIPLE} px"
-            raise ValueError(f"the sides of an input are {wanted}, not {tuple(shape)}")
+        size = self.settings.size
+        shape = tuple(images.shape[2:])
+        if self.settings.squash and shape != (size, size):
+            raise ValueError(f"the sides of an input are {size} px, not {shape}")
+        if any(side % MULTIPLE for side in shape) and not self.settings.squash:
+            raise ValueError(f"the sides of an input are multiples of {MULTIPLE} px, not {shape}")
         found = self.session.run(["logits", "boxes"], {"images": np.ascontiguousarray(images.numpy())})
         return tuple(map(torch.from_numpy, found))
 

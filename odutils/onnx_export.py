@@ -1,7 +1,7 @@
 """A detector as an ONNX file: more than twice as fast on a CPU, and of use where there is no PyTorch.
 
 The file takes images as the detector does and gives decoded boxes; its metadata say all that is to be done before and
-after, so that whoever has only the file can use it. `exported.py` runs it.
+after, so that the file alone can be used. `onnx_detector.py` runs it.
 N images, A anchors, C classes.
 """
 

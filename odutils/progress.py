@@ -9,7 +9,7 @@ def bar(items: Iterable | None = None, total: int | None = None, unit: str = "it
     """tqdm's bar over `items`, or one to be moved by `update(n)`: iterate over it, or use it in a `with` block.
 
     total: number of items, where it cannot be asked for.   unit: what is counted; "B" (bytes) is shown as kB, MB, GB.
-    show: False for a bar that nobody sees.
+    show: False for no bar at all.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without ipywidgets a notebook gets a bar of text, and a warning about it

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from odutils.errors import InputError
+from odutils.errors import InputError, plain_text
 from odutils.files import looks_like_web_page, replacing
 
 DRIVE_ID = re.compile(r"(?P<id>[\w-]{20,})")  # Google's file ids: 28, 33 or 44 such characters so far
@@ -153,7 +153,7 @@ def download_weights(id_or_link: str, path: str | os.PathLike) -> Path:
         try:
             gdown.download(id=found["id"], output=str(fetched))
         except Exception as error:  # gdown raises its own errors, requests' and plain ones
-            reason = " ".join(str(error).split())[:200]
+            reason = plain_text(error)[:200]
             raise InputError(f"Google Drive does not give {found['id']} ({reason}): {advice}") from error
         if not fetched.is_file() or fetched.stat().st_size == 0:
             raise InputError(f"Google Drive gives nothing for {found['id']}: {advice}")

@@ -4,7 +4,8 @@ A thread decodes while the network works on the frames before. Frame times, pixe
 the source are kept; a video that was turned in the player is turned here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -80,7 +81,8 @@ def annotate_video(
         Ahead(reader, 2 * batch_size) as ahead,
         bar(total=reader.total, unit="frames", show=progress) as shown,
     ):
-        for batch in _batches(ahead, batch_size):
+        items = iter(ahead)
+        while batch := list(islice(items, batch_size)):
             images = [frame.image for frame, _ in batch if frame is not None]
             started = perf_counter()
             found = predictor.batch(images, **options) if images else []
@@ -103,14 +105,3 @@ def annotate_video(
     return VideoReport(
         frames, seconds, ahead.worked, **spent, wait=ahead.waited, audio=writer.sound, notes=tuple(reader.notes)
     )
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -120,10 +120,8 @@ class VideoWriter:
         offset = round(self.reader.start / packet.time_base)
         if self.sound == "copied":
             if packet.size and packet.dts is not None:
-                packet.pts, packet.dts = (
-                    (packet.dts if packet.pts is None else packet.pts) - offset,
-                    packet.dts - offset,
-                )
+                packet.pts = (packet.dts if packet.pts is None else packet.pts) - offset
+                packet.dts = packet.dts - offset
                 packet.stream = self.audio
                 self.container.mux(packet)
             return
