@@ -139,7 +139,7 @@ class ExampleFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDe
 
 def add_predictor(command: Parser) -> None:
     command.add_argument(
-        "--threshold", type=share, metavar="0…1", help="show what is at least so certain (default: as in the weights)"
+        "--threshold", type=share, metavar="0…1", help="lowest score that is shown (default: as in the weights)"
     )
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
