@@ -4,6 +4,8 @@ Everything is computed for the whole batch at once and stays on the device. N im
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,25 +58,47 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> T
     return miss**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+class Matched(NamedTuple):
+    """What label assignment says about every anchor of a batch; the loss's two parts compare predictions with it."""
+
+    boxes: Tensor  # (N, A, 4) xyxy: the ground-truth box of a positive anchor; elsewhere without meaning
+    columns: Tensor  # (N, A) int64: column of a positive anchor's class in the logits; elsewhere without meaning
+    positive: Tensor  # (N, A) bool: the anchor is assigned to an object
+    counted: Tensor  # (N, A) bool: positive or negative; False for ignored anchors
+    known: Tensor  # (N, C) bool: classes that the image's source labels
+
+
 class DetectionLoss(nn.Module):
     """The loss of a batch: `loss(predictions, boxes, labels, known)`.
 
     kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so
     that neither a large batch nor a crowded image weighs more than its objects. Classes that an image's source does
-    not label (`known`) count only at anchors that answer for an object: these are known not to be anything else.
+    not label (`known`) count at positive anchors only: these have a class, so they are known to have no other.
     kind "article": focal loss summed over everything that `known` covers and divided by C, + the mean absolute error of
     each image's matched boxes, summed over images.
+    matcher: assigns anchors to objects, as `match_atss` does (default of "quality") and `match_iou` (of "article").
 
-    After a call, `parts` (2,) holds the class and the box share, detached. `normalise` turns the sum of targets into
-    the divisor; training with several processes replaces it (see `callbacks.Share`).
+    The grid's tensors are buffers, so `loss.to(device)` moves them. After a call, `parts` (2,) holds the class and the
+    box share, detached. `reduce_total` is applied to the sum of targets (a scalar) before it becomes the divisor: where
+    several processes share a batch, it adds their sums (see `callbacks.Share`); by default it returns its argument.
     """
 
-    def __init__(self, grid: AnchorGrid, kind: str = "quality", match: Callable | None = None):
+    def __init__(self, grid: AnchorGrid, kind: str = "quality", matcher: Callable | None = None):
         super().__init__()
-        self.grid, self.kind = grid, kind
-        self.match = match or (match_atss if kind == "quality" else match_iou)
-        self.normalise: Callable[[Tensor], Tensor] = lambda total: total.clamp(min=1)
+        self.kind = kind
+        self.matcher = matcher or (match_atss if kind == "quality" else match_iou)
+        self.reduce_total: Callable[[Tensor], Tensor] = lambda total: total
         self.parts = torch.zeros(2)
+        self.built_grid = grid
+        self.register_buffer("anchors", grid.boxes, persistent=False)  # (A, 4)
+        self.register_buffer("steps", grid.steps, persistent=False)  # (A, 2)
+
+    @property
+    def grid(self) -> AnchorGrid:
+        """The anchors, on the loss's device."""
+        if self.built_grid.boxes is not self.anchors:  # the buffers have been moved
+            self.built_grid = replace(self.built_grid, boxes=self.anchors, steps=self.steps)
+        return self.built_grid
 
     def forward(self, predictions: tuple[Tensor, Tensor], boxes: Tensor, labels: Tensor, known: Tensor) -> Tensor:
         """predictions: (N, A, C), (N, A, 4).   boxes: (N, M, 4).   labels: (N, M).   known: (N, C) bool.
@@ -84,30 +108,41 @@ class DetectionLoss(nn.Module):
         logits, codes = (prediction.float() for prediction in predictions)
         if not boxes.shape[1]:  # no image has an object: one row of padding keeps every formula below as it is
             boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))  # (N, 1, 4), (N, 1)
-        match = self.match(self.grid, boxes, labels)  # (N, A)
-        wanted = boxes.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4))  # (N, A, 4)
-        column = (labels.gather(1, match.clamp(min=0)) - 1).clamp(min=0)  # (N, A) of the class, if there is an object
+        matches = self.matcher(self.grid, boxes, labels)  # (N, A)
+        index = matches.clamp(min=0)
+        matched = Matched(
+            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+            columns=(labels.gather(1, index) - 1).clamp(min=0),
+            positive=matches >= 0,
+            counted=matches != IGNORED,
+            known=known,
+        )
         loss = self.quality_loss if self.kind == "quality" else self.article_loss
-        predicted = self.grid.decode(codes)  # (N, A, 4)
-        class_loss, box_loss = loss(logits, predicted, wanted, match >= 0, column, match != IGNORED, known)
+        class_loss, box_loss = loss(logits, self.grid.decode(codes), matched)
         self.parts = torch.stack([class_loss, box_loss]).detach()
         return class_loss + box_loss
 
-    def quality_loss(self, logits, predicted, wanted, found, column, counted, known) -> tuple[Tensor, Tensor]:
-        iou, giou = paired_iou(predicted, wanted)  # (N, A) each
-        iou = torch.where(found, iou.detach(), 0)
-        normaliser = self.normalise(iou.sum())
-        targets = torch.zeros_like(logits).scatter_(2, column[..., None], iou[..., None])  # (N, A, C)
-        # An anchor that answers for a horse answers for no elephant, whether or not its source labels elephants.
-        counted = counted[..., None] & (known[:, None] | found[..., None])  # (N, A, C)
+    def quality_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        """logits: (N, A, C).   predicted: (N, A, 4) decoded boxes.   Returns class and box loss, scalars."""
+        iou, giou = paired_iou(predicted, matched.boxes)  # (N, A) each
+        iou = torch.where(matched.positive, iou.detach(), 0)
+        divisor = self.divisor(iou.sum())
+        targets = torch.zeros_like(logits).scatter_(2, matched.columns[..., None], iou[..., None])  # (N, A, C)
+        # A positive of class horse is no elephant, whether or not its image's source labels elephants.
+        counted = matched.counted[..., None] & (matched.known[:, None] | matched.positive[..., None])  # (N, A, C)
         class_loss = quality_focal_loss(logits, targets) * counted  # (N, A, C)
-        return class_loss.sum() / normaliser, 2 * torch.where(found, 1 - giou, 0).sum() / normaliser
+        return class_loss.sum() / divisor, 2 * torch.where(matched.positive, 1 - giou, 0).sum() / divisor
 
-    def article_loss(self, logits, predicted, wanted, found, column, counted, known) -> tuple[Tensor, Tensor]:
-        own = (column[..., None], found[..., None], counted[..., None])  # (N, A, 1) each
-        class_loss = FocalLoss.apply(logits, *own, known[:, None]) / logits.shape[-1]
-        error = torch.where(found, (predicted - wanted).abs().mean(dim=-1), 0)  # (N, A)
-        return class_loss, (error.sum(dim=1) / found.sum(dim=1).clamp(min=1)).sum()
+    def article_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        """Arguments and result as for `quality_loss`."""
+        columns, positive, counted = (t[..., None] for t in (matched.columns, matched.positive, matched.counted))
+        class_loss = FocalLoss.apply(logits, columns, positive, counted, matched.known[:, None]) / logits.shape[-1]
+        error = torch.where(matched.positive, (predicted - matched.boxes).abs().mean(dim=-1), 0)  # (N, A)
+        return class_loss, (error.sum(dim=1) / matched.positive.sum(dim=1).clamp(min=1)).sum()
+
+    def divisor(self, total: Tensor) -> Tensor:
+        """What a loss summed over anchors is divided by: the joint batch's sum of targets, at least 1."""
+        return self.reduce_total(total).clamp(min=1)
 
 
 def paired_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

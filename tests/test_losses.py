@@ -61,7 +61,7 @@ def slow_quality_focal(logit, target):  # Li et al. 2020, eq. 4, beta 2
 def slow_loss(loss, predictions, boxes, labels, known):
     """(class loss, box loss) of a batch by loops; uses the match and the decoding, which have tests of their own."""
     logits, codes = (p.detach() for p in predictions)
-    match, predicted = loss.match(loss.grid, boxes, labels), loss.grid.decode(codes)
+    match, predicted = loss.matcher(loss.grid, boxes, labels), loss.grid.decode(codes)
     class_loss, box_loss, targets = 0.0, 0.0, 0.0
     for image in range(len(logits)):
         errors = []
@@ -97,7 +97,7 @@ def test_equals_slow_loops(kind):
     expected = slow_loss(loss, *batch)
     assert loss.parts.tolist() == pytest.approx(expected, rel=1e-4)
     assert total.item() == pytest.approx(sum(expected), rel=1e-4)
-    match = loss.match(loss.grid, *batch[1:3])
+    match = loss.matcher(loss.grid, *batch[1:3])
     assert (match == IGNORED).any() and (match >= 0).any()  # the batch shows every case
 
 
@@ -130,7 +130,7 @@ def test_gradients_equal_those_of_the_plain_formulas(kind):
     predictions, boxes, labels, known = make_batch(loss)
     loss(predictions, boxes, labels, known).backward()
     logits, codes = (p.detach().double().requires_grad_() for p in predictions)
-    match = loss.match(loss.grid, boxes, labels)
+    match = loss.matcher(loss.grid, boxes, labels)
     found = match >= 0
     wanted = torch.stack([b[m.clamp(min=0)] for b, m in zip(boxes, match, strict=True)])[found]
     predicted = loss.grid.decode(codes)[found]
@@ -168,7 +168,7 @@ def test_unknown_classes_and_ignored_anchors_learn_nothing(kind):
     loss = make_loss(kind)
     predictions, boxes, labels, known = make_batch(loss)
     loss(predictions, boxes, labels, known).backward()
-    match = loss.match(loss.grid, boxes, labels)
+    match = loss.matcher(loss.grid, boxes, labels)
     logits, codes = predictions
     unknown = logits.grad[0, :, 2:4]
     assert (unknown[match[0] < 0] == 0).all()
@@ -213,7 +213,7 @@ def part(batch, rows):
 def target_sum(loss, batch):
     """Sum of the batch's targets: the IoU that every matched anchor's box reaches."""
     (_, codes), boxes, labels, _ = batch
-    match, predicted = loss.match(loss.grid, boxes, labels), loss.grid.decode(codes.detach())
+    match, predicted = loss.matcher(loss.grid, boxes, labels), loss.grid.decode(codes.detach())
     pairs = [(i, a, int(match[i, a])) for i, a in (match >= 0).nonzero().tolist()]
     return sum(float(box_iou(predicted[i, a][None], boxes[i, m][None])) for i, a, m in pairs)
 
@@ -294,6 +294,6 @@ def test_a_matching_of_ones_own_can_be_given():
         seen.calls += 1
         return torch.full((len(boxes), len(grid)), BACKGROUND)
 
-    loss = DetectionLoss(article_grid(), "article", match=match)
+    loss = DetectionLoss(article_grid(), "article", matcher=match)
     loss(*make_batch(loss))
     assert seen.calls == 1 and loss.parts[1] == 0

@@ -112,7 +112,7 @@ def literal(grid, predictions, boxes, labels):
     """(image, anchor, predicted box, object's box, column, IoU) of every anchor that answers for an object."""
     from torchvision.ops import box_iou
 
-    match = DetectionLoss(grid).match(grid, boxes, labels)
+    match = DetectionLoss(grid).matcher(grid, boxes, labels)
     for image, anchor in (match >= 0).nonzero().tolist():
         which = match[image, anchor]
         predicted, wanted = grid.decode(predictions[1])[image, anchor], boxes[image, which]
@@ -159,7 +159,7 @@ def test_task_alignment_takes_the_anchors_that_answer_best(answers):
     grid, predictions, boxes, labels, known = answers
     loss = LossWithTaskAlignment(grid, "quality", most=3)
     loss(predictions, boxes, labels, known)
-    match = loss.match_answers(grid, boxes, labels)
+    match = loss.match_aligned(grid, boxes, labels)
     assert (match[1] < 0).all()  # no objects
     overlap = box_iou(boxes[0], grid.decode(predictions[1])[0])  # (2, A)
     wanted = {}  # anchor -> (IoU, object)

@@ -31,7 +31,7 @@ ENTRANTS = {
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),
     "pyramid": ("`pyramid`", pyramid),
     "no_fusion": ("without the feature pyramid", partial(pyramid, head=HeadWithoutFusion)),
-    "match_iou": ("IoU matching instead of ATSS", partial(pyramid, match=match_iou)),
+    "match_iou": ("IoU matching instead of ATSS", partial(pyramid, matcher=match_iou)),
     "l1": ("L1 instead of GIoU", partial(pyramid, loss=LossWithL1)),
     "focal": ("focal loss instead of quality focal loss", partial(pyramid, loss=LossWithFocal)),
     "no_crop": ("neither crop nor zoom-out", partial(pyramid, augment=partial(Augment, crop=False))),

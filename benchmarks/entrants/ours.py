@@ -13,7 +13,7 @@ from odutils.anchors import AnchorGrid, pyramid_grid
 from odutils.augmentation import Augment
 from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Predictor
-from odutils.losses import DetectionLoss, paired_iou
+from odutils.losses import DetectionLoss, Matched, paired_iou
 from odutils.matching import assign, pairwise_iou
 from odutils.model import Detector, LiteBackbone, PyramidHead, Settings
 from odutils.training import make_learner
@@ -30,42 +30,43 @@ class HeadWithoutFusion(PyramidHead):
 class LossWithL1(DetectionLoss):
     """The mean distance of the four sides in cells instead of GIoU."""
 
-    def quality_loss(self, logits, predicted, wanted, found, column, counted, known):
-        class_loss, _ = super().quality_loss(logits, predicted, wanted, found, column, counted, known)
-        iou, _ = paired_iou(predicted.detach(), wanted)  # (N, A)
-        distance = ((predicted - wanted).abs() / self.grid.steps.repeat(1, 2)).mean(dim=-1)  # (N, A)
-        normaliser = self.normalise(torch.where(found, iou, 0).sum())
-        return class_loss, torch.where(found, distance, 0).sum() / normaliser
+    def quality_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        class_loss, _ = super().quality_loss(logits, predicted, matched)
+        iou, _ = paired_iou(predicted.detach(), matched.boxes)  # (N, A)
+        distance = ((predicted - matched.boxes).abs() / self.grid.steps.repeat(1, 2)).mean(dim=-1)  # (N, A)
+        divisor = self.divisor(torch.where(matched.positive, iou, 0).sum())
+        return class_loss, torch.where(matched.positive, distance, 0).sum() / divisor
 
 
 class LossWithFocal(DetectionLoss):
-    """Focal loss (Lin et al. 2017, alpha 0.25, gamma 2) for the class: the target is 1, however good the box is."""
+    """Focal loss (Lin et al. 2017, alpha 0.25, gamma 2) for the class: the target is 1, whatever the box's IoU."""
 
-    def quality_loss(self, logits, predicted, wanted, found, column, counted, known):
-        _, box_loss = super().quality_loss(logits, predicted, wanted, found, column, counted, known)
-        targets = torch.zeros_like(logits).scatter_(2, column[..., None], found[..., None].float())  # (N, A, C)
-        counted = counted[..., None] & (known[:, None] | found[..., None])  # (N, A, C)
+    def quality_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        _, box_loss = super().quality_loss(logits, predicted, matched)
+        positive = matched.positive[..., None]  # (N, A, 1)
+        targets = torch.zeros_like(logits).scatter_(2, matched.columns[..., None], positive.float())  # (N, A, C)
+        counted = matched.counted[..., None] & (matched.known[:, None] | positive)  # (N, A, C)
         class_loss = (sigmoid_focal_loss(logits, targets) * counted).sum()
-        return class_loss / self.normalise(found.sum()), box_loss
+        return class_loss / self.divisor(matched.positive.sum()), box_loss
 
 
 class LossWithTaskAlignment(DetectionLoss):
-    """Anchors are chosen by what they answer (Feng et al. 2021, TOOD, section 3.2) instead of by where they lie.
+    """Task-aligned label assignment (Feng et al. 2021, TOOD, section 3.2): by predictions instead of by place.
 
-    Of the anchors whose centre is in the object, those 13 whose answers have the highest probability × IoU^6.
+    Of the anchors whose centre is in the object, the 13 with the highest score × IoU^6 are positives.
     """
 
     def __init__(self, *args, most: int = 13):
         super().__init__(*args)
-        self.match, self.most = self.match_answers, most
+        self.matcher, self.most = self.match_aligned, most
 
     def forward(self, predictions, boxes, labels, known):
-        self.answers = [prediction.detach().float() for prediction in predictions]
+        self.predictions = [prediction.detach().float() for prediction in predictions]
         return super().forward(predictions, boxes, labels, known)
 
-    def match_answers(self, grid: AnchorGrid, boxes: Tensor, labels: Tensor) -> Tensor:
+    def match_aligned(self, grid: AnchorGrid, boxes: Tensor, labels: Tensor) -> Tensor:
         """As `match_atss`: boxes (N, M, 4) and labels (N, M) -> (N, A)."""
-        logits, codes = self.answers
+        logits, codes = self.predictions
         overlap, _ = paired_iou(grid.decode(codes)[:, None], boxes[:, :, None])  # (N, M, A)
         column = (labels - 1).clamp(min=0)[..., None].expand(-1, -1, len(grid))  # (N, M, A)
         probability = logits.transpose(1, 2).gather(1, column).sigmoid()  # (N, M, A)
@@ -74,7 +75,7 @@ class LossWithTaskAlignment(DetectionLoss):
         alignment = (probability * overlap**6).masked_fill(~inside | (labels <= 0)[..., None], 0)  # (N, M, A)
         chosen = alignment.topk(min(self.most, len(grid)), dim=-1).indices  # (N, M, K)
         score = torch.zeros_like(overlap).scatter_(2, chosen, overlap.gather(2, chosen))
-        score = score.masked_fill(alignment <= 0, 0)  # (N, M, A) an anchor that two objects want takes the nearer one
+        score = score.masked_fill(alignment <= 0, 0)  # (N, M, A)
         return assign(score, pairwise_iou(boxes, grid.boxes)[1], grid.boxes, labels)
 
 
@@ -102,7 +103,7 @@ def pyramid(
     backbone: type[LiteBackbone] = LiteBackbone,
     head: type[PyramidHead] = PyramidHead,
     loss: type[DetectionLoss] = DetectionLoss,
-    match=None,
+    matcher: Callable | None = None,
     augment: Callable = Augment,
     source: Callable = CocoDetections,
     average: bool = True,
@@ -120,7 +121,7 @@ def pyramid(
     left_out += [] if frozen_norms else [callbacks.FreezeBackbone]
     instead = [] if frozen_norms else [TrainedNorms()]
     return our_run(
-        course, detector, loss(detector.grid(SIZE, SIZE), "quality", match), dataset, tuple(left_out), instead
+        course, detector, loss(detector.grid(SIZE, SIZE), "quality", matcher), dataset, tuple(left_out), instead
     )
 
 
