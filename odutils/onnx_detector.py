@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odutils.errors import InputError, plain_text
 from odutils.images import MULTIPLE
-from odutils.model import Settings
+from odutils.settings import Settings
 
 
 class DecodedBoxes:

@@ -1,7 +1,4 @@
-"""The two presets, and detectors to and from a file.
-
-A reader who wants a third preset adds one function to PRESETS.
-"""
+"""The two presets, and detectors to and from a file. To have a third preset, add a function to PRESETS."""
 
 from pathlib import Path
 
@@ -14,7 +11,8 @@ from odutils.article_weights import is_published, published_grid, translate
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
-from odutils.model import ArticleHead, Detector, LiteBackbone, PyramidHead, Settings, resnet34_backbone
+from odutils.model import ArticleHead, Detector, LiteBackbone, PyramidHead, resnet34_backbone
+from odutils.settings import Settings
 from odutils.weights import load_weights, save_weights
 
 PUBLISHED = "as published"  # metadata "anchors" of a detector from the article's own weights
@@ -22,18 +20,27 @@ DEFAULT_WEIGHTS = DATA / "weights" / "pyramid.safetensors"
 
 
 def article(classes: tuple[str, ...], pretrained: bool) -> Detector:
-    """ResNet34 at 224 px, squashed; maps of 7, 4, 2 and 1 cells; 45 anchors a cell."""
-    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, as torchvision's ResNets expect
-    settings = Settings(preset="article", classes=classes, size=224, squash=True)
-    return Detector(resnet34_backbone(pretrained), ArticleHead(len(classes)), article_grid, mean, std, settings)
+    """ResNet34 at 224 px, squashed; feature maps of 7, 4, 2 and 1 cells a side; 45 anchors a cell."""
+    return Detector(
+        backbone=resnet34_backbone(pretrained),
+        head=ArticleHead(len(classes)),
+        grid=article_grid,
+        mean=[123.675, 116.28, 103.53],  # ImageNet's, as torchvision's ResNets expect
+        std=[58.395, 57.12, 57.375],
+        settings=Settings(preset="article", classes=classes, size=224, squash=True),
+    )
 
 
 def pyramid(classes: tuple[str, ...], pretrained: bool) -> Detector:
     """EfficientNet-Lite0 at 320 px, letterboxed; a feature pyramid of strides 8 to 64; one anchor a cell."""
-    mean, std = [127.0] * 3, [128.0] * 3  # what the Lite0 weights were trained with
-    backbone = LiteBackbone(pretrained)
-    settings = Settings(preset="pyramid", classes=classes, size=320, squash=False)
-    detector = Detector(backbone, PyramidHead(backbone.channels, len(classes)), pyramid_grid, mean, std, settings)
+    detector = Detector(
+        backbone=LiteBackbone(pretrained),
+        head=PyramidHead(LiteBackbone.channels, len(classes)),
+        grid=pyramid_grid,
+        mean=[127.0] * 3,  # what the Lite0 weights were trained with
+        std=[128.0] * 3,
+        settings=Settings(preset="pyramid", classes=classes, size=320, squash=False),
+    )
     return detector.to(memory_format=torch.channels_last)  # twice as fast on the CPU
 
 
@@ -41,7 +48,10 @@ PRESETS = {"article": article, "pyramid": pyramid}
 
 
 def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretrained: bool = False) -> Detector:
-    """Assemble a preset for the named classes.   pretrained: the backbone begins with ImageNet weights."""
+    """Assemble a detector for the named classes, untrained but for ImageNet's weights in the backbone if `pretrained`.
+
+    Raises InputError for a preset that does not exist and for ImageNet weights that cannot be had.
+    """
     if preset not in PRESETS:
         raise InputError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[preset](tuple(classes), pretrained)
@@ -63,9 +73,9 @@ def save_detector(path: str | Path, detector: Detector, **about) -> None:
 
 
 def load_detector(path: str | Path) -> Detector:
-    """Read a detector that `save_detector` wrote, or the article's own `.pth`.
+    """Read a detector that `save_detector` wrote, or the article's own `.pth`; it is in evaluation mode, on the CPU.
 
-    Raises InputError if the file is no such file or does not fit.
+    Raises InputError if the file is neither, or if its tensors do not fit its preset and classes.
     """
     tensors, metadata = load_weights(path)
     if not metadata and is_published(tensors):
@@ -94,7 +104,7 @@ def load_article(tensors: dict[str, Tensor], name: str) -> Detector:
 
 
 def use_published_grid(detector: Detector) -> None:
-    """Let a detector answer for the article's anchors as published; `save_detector` notes it in the metadata."""
+    """Give a detector the article's anchors in the published order; `save_detector` notes it in the metadata."""
     detector.grid_of = published_grid
     detector.settings = detector.settings._replace(anchors=PUBLISHED)
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from odutils.anchors import pyramid_grid
 from odutils.errors import InputError
+from odutils.imagenet import imagenet_lite
 from odutils.losses import DetectionLoss
-from odutils.model import PRIOR, LiteBackbone, imagenet_lite
+from odutils.model import PRIOR, LiteBackbone
 from odutils.presets import build, load_detector, save_detector
 
 NO_IMAGE = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
