@@ -1,15 +1,37 @@
-"""Callbacks of miniai's Learner that steer the training, one idea each; reports.py and resume.py hold the others.
+"""Callbacks of miniai's Learner that steer the training, one idea each.
+
+precision.py, processes.py, reports.py and resume.py hold the others.
 
 The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, … of every callback, those with a low
-`order` first. `learn.steps` counts the optimiser's steps since the very first one; `learn.row` collects what one epoch
-logs; `learn.detector` is the network itself, `learn.model` what trains it (the same, or a wrapper around it).
+`order` first. Callbacks meet in the learner's attributes:
+
+    attribute             what it is                                        written by              read by
+    detector              the network itself                                make_learner            everyone
+    model                 what trains it: the detector, or a wrapper of it  make_learner, Share     DetectorStep
+    opt                   the optimiser; a group's base_lr is its top rate  Learner                 Schedule, Resume
+    n_epochs              epochs of the whole run                           Learner                 Resume
+    epochs                the epochs that are left, an iterable             Resume, Progress        Learner
+    epoch, training       which epoch, and whether it trains or validates   Learner                 everyone
+    dl                    the loader of this epoch                          Learner, Progress       Learner
+    steps                 batches trained on since the very first           Steps, Resume           everyone
+    resumed_inside_epoch  this epoch began before the last start            Steps, Resume           LogLosses
+    batch                 (images, boxes, labels, known)                    Learner, ToDevice       DetectorStep
+    preds                 (class logits, box codes)                         DetectorStep            CocoMetrics
+    loss                  of the batch; of the joint one after after_batch  DetectorStep, Share     the logs
+    loss_func.parts       its class and its box share (2,)                  DetectionLoss, Share    LogLosses
+    scaler                GradScaler, enabled for float16 only              MixedPrecision          DetectorStep
+    gradient_norm         length of the gradient before it is clipped       ClipGradients           StopIfDiverged
+    row                   what this epoch logs, name to number or None      Steps; LogLosses,       SaveBest, Progress
+                                                                            CocoMetrics add to it
+    scores                all of the last validation's metrics              CocoMetrics             SaveBest
 """
 
 import math
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Callback:
@@ -20,6 +42,45 @@ class Callback:
 
     order = 0
     remembers: tuple[str, ...] = ()
+
+    def memory(self) -> dict:
+        """What a checkpoint holds of this callback: numbers, texts, tensors, and lists and dicts of them."""
+        return {name: getattr(self, name) for name in self.remembers}
+
+    def recall(self, memory: dict) -> None:
+        """Take up what `memory` returned before the interruption."""
+        vars(self).update(memory)
+
+
+class Steps(Callback):
+    """Counts the steps and begins each epoch's row: every learner with callbacks of ours needs it.
+
+    A step that a float16 scaler skips counts, too: the schedule and the order of the images go by batches.
+    """
+
+    def before_fit(self, learn):
+        learn.steps = 0
+        learn.resumed_inside_epoch = False
+
+    def before_epoch(self, learn):
+        if learn.training:
+            learn.row = {"epoch": learn.epoch}
+
+    def after_step(self, learn):
+        learn.steps += 1
+
+
+class ToDevice(Callback):
+    """Moves each batch to the device; from pinned memory without waiting for it (see `make_loader`)."""
+
+    order = -10
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def before_batch(self, learn):
+        # Only CUDA orders such a copy with the work that follows it.
+        learn.batch = [part.to(self.device, non_blocking=self.device.type == "cuda") for part in learn.batch]
 
 
 class FreezeBackbone(Callback):
@@ -35,7 +96,7 @@ class FreezeBackbone(Callback):
     def before_fit(self, learn):
         backbone = learn.detector.backbone
         first = backbone.frozen_parts() if hasattr(backbone, "frozen_parts") else []
-        self.norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.norms = [module for module in backbone.modules() if isinstance(module, NORMS)]
         for module in [*([backbone] if self.whole else first), *self.norms]:
             module.requires_grad_(False)
 
@@ -66,7 +127,7 @@ class Schedule(Callback):
 
 
 class ClipGradients(Callback):
-    """Scale the gradient down to `norm` if it is longer: one odd image shall not throw the weights off."""
+    """Scale the gradient down to `norm` if it is longer, so that one odd image does not throw the weights off."""
 
     order = 20
 
@@ -74,93 +135,56 @@ class ClipGradients(Callback):
         self.norm = norm
 
     def after_backward(self, learn):
-        nn.utils.clip_grad_norm_(learn.detector.parameters(), self.norm, foreach=True)
-
-
-class MixedPrecision(Callback):
-    """Run the network in bfloat16 where the graphics card computes in it; elsewhere change nothing.
-
-    bfloat16 has the range of float32, so small gradients do not vanish; float16 needs a loss scaler against that, which
-    skips steps. The loss is always computed in float32.
-    """
-
-    order = 10
-
-    def before_fit(self, learn):
-        self.device, self.stack = learn.detector.mean.device.type, ExitStack()
-        # Cards before Ampere (Colab's T4) only imitate bfloat16, slowly.
-        self.enabled = self.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-    def before_batch(self, learn):
-        self.stack.enter_context(torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.enabled))
-
-    def after_predict(self, learn):
-        self.stack.close()
-
-    def cleanup_batch(self, learn):
-        self.stack.close()  # once more does no harm, and a network that raises must not leave it open
+        learn.gradient_norm = nn.utils.clip_grad_norm_(learn.detector.parameters(), self.norm)
 
 
 class EMA(Callback):
     """An exponential moving average of the weights, used for validation and saved as the result: calmer and better.
 
     The decay grows with the steps, min(decay, (1 + steps) / (10 + steps)), so that it forgets the random start.
+    Integers (how many batches batch norm has seen) are taken over as they are.
     """
 
     order = -20  # the average is in place before the others look at an epoch, and the weights are back before they save
-    remembers = ("state",)
 
     def __init__(self, decay: float = 0.998):
         self.decay, self.state = decay, None
 
     def before_fit(self, learn):
-        self.state = self.state or {name: t.detach().clone() for name, t in learn.detector.state_dict().items()}
+        self.live = learn.detector.state_dict()  # the detector's own tensors, which training changes in place
+        if self.state is None:
+            self.state = {name: tensor.clone() for name, tensor in self.live.items()}
+        averaged = [name for name, tensor in self.live.items() if tensor.is_floating_point()]
+        self.pairs = [self.state[name] for name in averaged], [self.live[name] for name in averaged]
+        self.integers = [name for name in self.live if name not in averaged]
+        self.own = None  # the weights, while the average is in their place
 
     @torch.no_grad()
     def after_step(self, learn):
-        decay = min(self.decay, (1 + learn.steps) / (10 + learn.steps))
-        current = learn.detector.state_dict()
-        names = [name for name, tensor in current.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.state[n] for n in names], [current[n] for n in names], 1 - decay)
+        decay = min(self.decay, (1 + learn.steps) / (10 + learn.steps))  # Steps has yet to count this one
+        torch._foreach_lerp_(*self.pairs, 1 - decay)
 
     def before_epoch(self, learn):
         if not learn.training:
-            self.own = {name: tensor.clone() for name, tensor in learn.detector.state_dict().items()}
-            learn.detector.load_state_dict(self.state)
+            self.own = {name: tensor.clone() for name, tensor in self.live.items()}
+            for name in self.integers:
+                self.state[name].copy_(self.live[name])
+            copy_tensors(self.state, self.live)
 
     def cleanup_epoch(self, learn):
-        if not learn.training:
-            learn.detector.load_state_dict(self.own)
+        if self.own is not None:
+            copy_tensors(self.own, self.live)
+            self.own = None
+
+    def memory(self) -> dict:
+        return {"state": self.state}
+
+    def recall(self, memory: dict) -> None:
+        copy_tensors(memory["state"], self.state)
 
 
-class Share(Callback):
-    """Let the processes that `accelerator` knows of work on one batch, each on its part, as one would on all of it.
-
-    DistributedDataParallel takes the mean of the processes' gradients. The joint batch wants their sum, with one
-    divisor for all (see DetectionLoss), so each loss counts as often as there are processes. Only the first process
-    validates: there nothing may wait for the others.
-    """
-
-    order = 15  # after FreezeBackbone: what needs no gradient is settled once the network is wrapped; before LogLosses
-
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
-
-    def before_fit(self, learn):
-        self.alone = learn.loss_func.normalise
-        learn.model = self.accelerator.prepare_model(learn.model)
-
-    def together(self, total: Tensor) -> Tensor:
-        return self.alone(self.accelerator.reduce(total, "sum"))
-
-    def before_epoch(self, learn):
-        learn.loss_func.normalise = self.together if learn.training else self.alone
-
-    def after_loss(self, learn):
-        if learn.training:
-            learn.loss = learn.loss * self.accelerator.num_processes
-
-    def after_batch(self, learn):
-        if learn.training:  # what is logged is the loss of the joint batch
-            parts = self.accelerator.reduce(learn.loss_func.parts, "sum")
-            learn.loss, learn.loss_func.parts = parts.sum(), parts
+@torch.no_grad()
+def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Overwrite the tensors of `target` in place. Raises KeyError or RuntimeError if those of `source` do not fit."""
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

@@ -165,9 +165,13 @@ def repeat_factors(dataset: CocoDetections, balance: float) -> np.ndarray:
 
 
 def make_loader(
-    dataset: CocoDetections, batch_size: int, sampler: Sampler | None = None, workers: int = 2
+    dataset: CocoDetections, batch_size: int, sampler: Sampler | None = None, workers: int = 2, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of a data set, made by `workers` processes (0: this one). What they hold does not depend on `workers`."""
+    """Batches of a data set, made by `workers` processes (0: this one). What they hold does not depend on `workers`.
+
+    The processes stay from epoch to epoch: starting them takes longer than loading hundreds of images.
+    pin_memory: put batches where a CUDA device can fetch them while it computes.
+    """
     return DataLoader(
         dataset,
         batch_size,
@@ -175,7 +179,9 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         drop_last=sampler is not None and len(sampler) >= batch_size,  # a last batch of one would upset batch norm
-        persistent_workers=False,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,  # batches a worker holds ready: images differ in size
+        pin_memory=pin_memory,
         worker_init_fn=one_thread if workers else None,
     )
 

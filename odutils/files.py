@@ -113,7 +113,7 @@ def _lock(file) -> None:
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited by processes that load images
 
 
 def looks_like_web_page(start: bytes) -> bool:

@@ -1,5 +1,6 @@
 """What decides the result of a training run; light, so that the command line can show it without importing torch."""
 
+import math
 from dataclasses import dataclass
 
 from odutils.errors import InputError
@@ -37,7 +38,11 @@ class Recipe:
             raise InputError(f"batch size {self.batch_size}: cannot be shared evenly by {processes} process(es)")
         if self.epochs < 1:
             raise InputError(f"epochs {self.epochs}: train for one at least")
-        if not 0 <= self.mosaic <= 1:
-            raise InputError(f"mosaic {self.mosaic}: is a share of the examples, 0 to 1")
-        if self.seed < 0:
-            raise InputError(f"seed {self.seed}: must be 0 or more")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"lr {self.lr}: the learning rate must be above 0")
+        for name in ("backbone_lr", "weight_decay", "warm_up", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} {getattr(self, name)}: must be 0 or more")
+        for name in ("balance", "mosaic", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} {getattr(self, name)}: must be from 0 to 1")

@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from odutils.callbacks import Callback
+from odutils.curves import plot_losses
 from odutils.files import replacing
-from odutils.plots import COLOURS
+from odutils.precision import diverged
 from odutils.presets import save_detector
 
-BLUE, RED, GREEN = (COLOURS[name] for name in ("blue", "red", "green"))
+FLOAT16 = torch.finfo(torch.float16)
 
 
 class LogLosses(Callback):
@@ -31,7 +33,8 @@ class LogLosses(Callback):
 
     def before_epoch(self, learn):
         if not (learn.training and learn.resumed_inside_epoch):
-            self.sums, self.count = torch.zeros(3), 0
+            self.sums = torch.zeros(3)
+            self.count = 0
         self.started = time.perf_counter()
 
     def after_batch(self, learn):
@@ -40,9 +43,10 @@ class LogLosses(Callback):
         self.count += 1
 
     def after_epoch(self, learn):
-        kind, names = ("train" if learn.training else "valid"), ("loss", "class_loss", "box_loss")
+        kind = "train" if learn.training else "valid"
         means = (self.sums / max(1, self.count)).tolist()
-        learn.row |= {f"{kind}_{name}": mean for name, mean in zip(names, means, strict=True)}
+        for name, mean in zip(("loss", "class_loss", "box_loss"), means, strict=True):
+            learn.row[f"{kind}_{name}"] = mean
         if learn.training:
             learn.row["seconds"] = round(time.perf_counter() - self.started, 1)
         else:
@@ -60,30 +64,11 @@ def write_losses(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def plot_losses(path: Path, rows: list[dict]) -> None:
-    """The training's and the validation's loss by epoch, and AP50 on an axis of its own at the right, as an image."""
-    from matplotlib.figure import Figure  # not pyplot: a notebook's own figures stay as they are
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes, epochs = figure.subplots(), [row["epoch"] + 1 for row in rows]
-    for name, colour, text in (("train_loss", BLUE, "training"), ("valid_loss", RED, "validation (averaged weights)")):
-        axes.plot(epochs, [row.get(name, math.nan) for row in rows], "o-", color=colour, markersize=4, label=text)
-    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if any("AP50" in row for row in rows):
-        right = axes.twinx()
-        right.plot(epochs, [row.get("AP50", math.nan) for row in rows], "s--", color=GREEN, markersize=4, label="AP50")
-        right.set_ylabel("AP50", color=GREEN)
-        right.set_ylim(0, None)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
 class CocoMetrics(Callback):
-    """COCO's metrics on the validation set every epoch, from the predictions that its loss needs anyway."""
+    """COCO's metrics on the validation set every epoch, from the predictions that its loss needs anyway.
+
+    A row's metric is None where there is nothing to measure it by: the validation set has no such object.
+    """
 
     order = 25  # its figures are in the row before LogLosses writes it
 
@@ -107,45 +92,64 @@ class CocoMetrics(Callback):
         from odutils.evaluation import score_by_source
 
         learn.scores = score_by_source(self.dataset, self.results)
-        everything = learn.scores["all"]
-        learn.row |= {"AP": everything["AP"], "AP50": everything["AP50"]}
+        add_metrics(learn.row, learn.scores["all"])
         by_source = learn.scores["by_source"]
         for source, metrics in by_source.items() if len(by_source) > 1 else ():  # one source: the same figures again
-            learn.row |= {f"AP {source}": metrics["AP"], f"AP50 {source}": metrics["AP50"]}
+            add_metrics(learn.row, metrics, f" {source}")
+
+
+def add_metrics(row: dict, metrics: dict, of: str = "") -> None:
+    """AP and AP50 into a row; pycocotools has -1 for what cannot be measured."""
+    for name in ("AP", "AP50"):
+        row[name + of] = metrics[name] if metrics[name] >= 0 else None
 
 
 class SaveBest(Callback):
     """Save the detector whenever the validation's `metric` is at least as good as ever; the file is never half written.
 
-    Where nothing computes the metric, a small loss is good. Of equals the later one stays: it has learned more.
+    Of equals the later one stays: it has learned more. But a metric of 0 says only that nothing was found, which
+    goes for good and for ruined weights alike, so among those, and where there is no metric, a small loss is good.
+    Raises InputError, before it replaces anything, if the weights have grown beyond float16 and nothing is found.
     """
 
     order = 35  # after CocoMetrics and LogLosses, while the averaged weights are still in place
     remembers = ("best",)
 
     def __init__(self, path: Path, metric: str = "AP", **about):
-        self.path, self.metric, self.about, self.best = Path(path), metric, about, -math.inf
+        self.path, self.metric, self.about = Path(path), metric, about
+        self.best = [-math.inf, -math.inf]  # metric, minus loss
 
     def after_epoch(self, learn):
         if learn.training:
             return
-        value = learn.row[self.metric] if self.metric in learn.row else -learn.row["valid_loss"]
-        if value >= self.best:
-            scores = getattr(learn, "scores", {})
-            save_detector(self.path, learn.detector, **self.about, epoch=learn.epoch, scores=scores)
-            self.best = value
+        metric = learn.row.get(self.metric) or 0.0
+        loss = learn.row["valid_loss"]
+        value = [metric, 0.0 if metric > 0 else -loss]
+        if value < self.best or math.isnan(sum(value)):
+            return
+        if metric == 0 and not fits_float16(learn.detector):
+            raise diverged(learn, f"loss {loss:.4g}, weights beyond {FLOAT16.max:g} at the end")
+        scores = getattr(learn, "scores", {})
+        save_detector(self.path, learn.detector, **self.about, epoch=learn.epoch, scores=scores)
+        self.best = value
+
+
+def fits_float16(detector: nn.Module) -> bool:
+    """Whether float16, as in the detector's file, can hold all of its numbers; healthy ones are far from the limit."""
+    floating = [tensor for tensor in detector.state_dict().values() if tensor.is_floating_point()]
+    return all(float(tensor.abs().max()) <= FLOAT16.max for tensor in floating)
 
 
 class Progress(Callback):
     """A bar for the epochs, one for the batches, a line of figures an epoch; looks at the loss only now and then.
 
-    columns: what to show of the row, by default all: in a notebook there is room for few.
+    columns: what to show of the row, by default what fits into 80 characters; losses.csv has the rest.
     """
 
     order = 50  # after Resume has said which epochs are left
 
     def __init__(self, *columns: str):
-        self.columns = columns
+        self.columns = columns or ("epoch", "train_loss", "valid_loss", "AP", "AP50", "seconds")
 
     def before_fit(self, learn):
         from fastprogress import master_bar
@@ -165,8 +169,17 @@ class Progress(Callback):
     def after_epoch(self, learn):
         if learn.training:
             return
-        row = {name: learn.row[name] for name in self.columns or learn.row}
+        row = {name: learn.row[name] for name in self.columns if name in learn.row}
         if not self.headed:
             self.bar.write(list(row), table=True)
             self.headed = True
-        self.bar.write([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()], table=True)
+        self.bar.write([cell(value) for value in row.values()], table=True)
+
+
+def cell(value: float | str | None) -> str:
+    """A number as the table shows it; a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)

@@ -1,6 +1,7 @@
 """A training that was interrupted goes on where it was: the checkpoint, and the callback that writes and reads it."""
 
 import pickle
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 
 from odutils.callbacks import Callback
 from odutils.datasets import EpochSampler
-from odutils.errors import InputError
+from odutils.errors import InputError, plain_text
 from odutils.files import replacing
+from odutils.precision import diverged
 
 CONTENT = {"settings", "detector", "optimiser", "steps", "epoch", "inside", "memories"}
 
@@ -39,23 +41,24 @@ class Resume(Callback):
         self.settings, self.seed, self.every, self.writes = settings, seed, every, writes
 
     def before_fit(self, learn):
-        self.epoch, self.inside = 0, 0  # inside: steps done in this epoch
+        self.epoch = 0
+        self.inside = 0  # steps done in this epoch
+        self.validated = False  # whether this epoch is complete
         if self.path.exists():
-            self.epoch, self.inside = restore(
-                learn, read_checkpoint(self.path, self.settings, learn.detector.mean.device)
-            )
+            state = read_checkpoint(self.path, self.settings, learn.detector.mean.device)
+            self.epoch, self.inside = restore(learn, state, self.path)
         learn.resumed_inside_epoch = self.inside > 0
         learn.epochs = range(self.epoch, learn.n_epochs)
 
     def before_epoch(self, learn):
-        self.epoch, self.validated = learn.epoch, False
+        self.epoch = learn.epoch
         if learn.training:
-            self.sampler.epoch, self.sampler.start = learn.epoch, self.inside * self.batch_size
+            self.sampler.epoch = learn.epoch
+            self.sampler.start = self.inside * self.batch_size
 
     def before_batch(self, learn):  # for dropout
-        torch.manual_seed(
-            np.random.SeedSequence([self.seed, learn.steps, self.sampler.process]).generate_state(1).item()
-        )
+        seed = np.random.SeedSequence([self.seed, learn.steps, self.sampler.process]).generate_state(1)
+        torch.manual_seed(seed.item())
 
     def after_batch(self, learn):
         if learn.training:
@@ -68,11 +71,17 @@ class Resume(Callback):
 
     def cleanup_epoch(self, learn):
         if self.validated:  # and EMA has put the weights back
-            self.epoch, self.inside, learn.resumed_inside_epoch = learn.epoch + 1, 0, False
+            self.validated = False  # this event also ends an epoch whose `before_epoch` was interrupted
+            self.epoch = learn.epoch + 1
+            self.inside = 0
+            learn.resumed_inside_epoch = False
             self.save(learn)
 
     def save(self, learn):
         if self.writes:
+            weights = learn.detector.state_dict().values()
+            if not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+                raise diverged(learn, f"weights that are no numbers at step {learn.steps}")
             with replacing(self.path) as temporary:
                 torch.save(snapshot(learn, self.settings, self.epoch, self.inside), temporary)
 
@@ -92,16 +101,28 @@ def snapshot(learn, settings: dict, epoch: int, inside: int) -> dict:
 
 
 def memory_of(callback) -> dict:
-    return {name: getattr(callback, name) for name in getattr(callback, "remembers", ())}
+    """What a callback has to remember; those of miniai's own classes have nothing."""
+    return callback.memory() if hasattr(callback, "memory") else {}
 
 
-def restore(learn, state: dict) -> tuple[int, int]:
-    """Put a snapshot back into the learner and its callbacks. Returns the epoch and the steps done in it."""
-    learn.detector.load_state_dict(state["detector"])
-    learn.opt.load_state_dict(state["optimiser"])
-    learn.steps = state["steps"]
-    for callback in learn.cbs:
-        vars(callback).update(state["memories"].get(type(callback).__name__, {}))
+def restore(learn, state: dict, path: Path) -> tuple[int, int]:
+    """Put a snapshot back into the learner and its callbacks. Returns the epoch and the steps done in it.
+
+    Raises InputError if it does not fit: older versions had other names.
+    """
+    try:
+        learn.detector.load_state_dict(state["detector"])
+        learn.opt.load_state_dict(state["optimiser"])
+        learn.steps = state["steps"]
+        for callback in learn.cbs:
+            if memory := state["memories"].get(type(callback).__name__):
+                callback.recall(memory)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = plain_text(error)[:100]
+        raise InputError(
+            f"{path}: from another version of this project: remove it to begin anew, or choose another folder to write "
+            f"to ({reason})"
+        ) from error
     return state["epoch"], state["inside"]
 
 
@@ -110,13 +131,19 @@ def read_checkpoint(path: Path, settings: dict, device: torch.device) -> dict:
     try:
         state = torch.load(path, weights_only=True, map_location=device)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = plain_text(error)[:100]
         raise InputError(f"{path}: not a checkpoint, or damaged: remove it to begin anew ({reason})") from error
     if not isinstance(state, dict) or not CONTENT <= state.keys():
         raise InputError(f"{path}: not a checkpoint of this project: choose another folder to write to")
-    differing = [name for name, value in settings.items() if state["settings"].get(name, value) != value]
+    before = state["settings"]
+    differing = [
+        f"{name} {reprlib.repr(before[name])}, now {reprlib.repr(value)}"
+        for name, value in settings.items()
+        if before.get(name, value) != value
+    ]
     if differing:
         raise InputError(
-            f"{path}: from a run with other {', '.join(differing)}: repeat those, or choose another folder to write to"
+            f"{path}: from a run with other settings ({'; '.join(differing)}): repeat those, or choose another folder "
+            "to write to"
         )
     return state

@@ -1,8 +1,8 @@
 """Training: miniai's Learner with our callbacks, and `train`, which puts everything together."""
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +13,15 @@ from torch import nn
 from odutils import callbacks, reports
 from odutils.augmentation import Augment
 from odutils.datasets import CocoDetections, EpochSampler, make_loader
-from odutils.errors import InputError
+from odutils.devices import best_device
+from odutils.errors import InputError, plural
+from odutils.files import locked
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.mosaic import WithMosaic
+from odutils.precision import MixedPrecision, StopIfDiverged
 from odutils.presets import build, load_tensors
+from odutils.processes import Share, default_workers, is_first_process, join_processes, number_of_processes
 from odutils.recipe import Recipe
 from odutils.resume import Resume
 from odutils.weights import load_weights
@@ -48,7 +52,8 @@ def make_optimiser(detector: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
         lr = recipe.backbone_lr if is_backbone else recipe.lr
         decay = recipe.weight_decay if decays else 0.0
         settings.append(dict(params=parameters, lr=lr, base_lr=lr, weight_decay=decay))
-    return torch.optim.AdamW(settings, fused=True)
+    devices = {parameter.device.type for parameter in detector.parameters()}
+    return torch.optim.AdamW(settings, fused=devices <= {"cpu", "cuda"})  # a fused step is not written for others
 
 
 def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, device="cpu", extra=()):
@@ -59,34 +64,34 @@ def make_learner(detector: Detector, dls, recipe: Recipe, loss: DetectionLoss, d
     learner = miniai()
     device = torch.device(device)
     detector.to(device)
-    loss.grid = loss.grid.to(device)
+    loss.to(device)
 
-    class Step(learner.TrainCB):
+    class DetectorStep(learner.TrainCB):
         """A batch's images go to the network, the rest to the loss; validation leaves out what wraps the detector."""
 
-        def before_fit(self, learn):
-            learn.steps, learn.resumed_inside_epoch = 0, False
-
-        def before_epoch(self, learn):
-            if learn.training:
-                learn.row = {"epoch": learn.epoch}
-
         def predict(self, learn):
-            learn.preds = (learn.model if learn.training else learn.detector)(learn.batch[0])
+            network = learn.model if learn.training else learn.detector
+            learn.preds = network(learn.batch[0])
 
         def get_loss(self, learn):
             learn.loss = learn.loss_func(learn.preds, *learn.batch[1:])
 
-        def after_step(self, learn):
-            learn.steps += 1
+        def backward(self, learn):
+            learn.scaler.scale(learn.loss).backward()
+
+        def step(self, learn):
+            learn.scaler.step(learn.opt)  # unless the gradient is infinite in float16
+            learn.scaler.update()
 
     cbs = [
-        learner.DeviceCB(device),
-        Step(),
+        callbacks.Steps(),
+        callbacks.ToDevice(device),
+        DetectorStep(),
         *([callbacks.FreezeBackbone(recipe.freeze_backbone)] if recipe.pretrained or recipe.freeze_backbone else []),
         callbacks.Schedule(recipe.epochs * len(dls.train), recipe.warm_up),
-        callbacks.MixedPrecision(),
+        MixedPrecision(),
         callbacks.ClipGradients(),
+        StopIfDiverged(),
         callbacks.EMA(recipe.ema),
         *extra,
     ]
@@ -102,55 +107,93 @@ def train(
     train_split: str = "train",
     valid_split: str = "val",
     weights: str | Path | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     device: str | None = None,
     checkpoint_every: int = 200,
     progress: bool = True,
 ) -> Path:
     """Train a detector on a folder in COCO's layout; after an interruption, the same call goes on where it was.
 
-    weights: a file to begin with, instead of ImageNet's backbone.   checkpoint_every: steps.
+    weights: a file to begin with, instead of ImageNet's backbone.   workers: processes that load images; default: by
+    the machine's cores.   device: default: the best there is.   checkpoint_every: steps.   progress: print what is
+    trained, a bar, and a line an epoch.
     Writes checkpoint.pt, losses.csv, losses.png and best.safetensors into `out`; returns the path of the latter.
     Started by `accelerate launch` or `torchrun`, several processes share every batch. A training that is complete does
-    nothing more. Raises InputError if the recipe, the data set, the weights or the checkpoint cannot be used.
+    nothing more. Raises InputError if the recipe, the data set, the weights or the checkpoint cannot be used, `out`
+    cannot be written to or is in use by another training, or the training diverges.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    recipe, out = recipe or Recipe(), Path(out)
-    # The first process alone validates, and the others wait: they may need more patience than their own ten minutes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=9))
-    # accelerate joins processes on the CPU only if it is told to; else each would train alone, unaware of the others.
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    accelerator = Accelerator(cpu=device == "cpu" or not accelerated, kwargs_handlers=[patience])
-    first, processes = accelerator.is_main_process, accelerator.num_processes
+    recipe = recipe or Recipe()
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file, not a folder: choose another place to write to")
+    processes = number_of_processes()
     recipe.check(processes)
-    batch_size, article = recipe.batch_size // processes, recipe.preset == "article"
-    augment = Augment(recipe.size, article, recipe.seed, recipe.crop)
-    examples = partial(WithMosaic, share=recipe.mosaic) if recipe.mosaic else CocoDetections
-    train_set = examples(data, train_split, recipe.size, article, augment=augment)
-    valid_set = CocoDetections(data, valid_split, recipe.size, article, train_set.classes)
-    torch.manual_seed(recipe.seed)
-    detector = build(recipe.preset, train_set.classes, pretrained=recipe.pretrained and not weights)
-    detector.settings = detector.settings._replace(size=recipe.size)
-    if weights:
-        load_tensors(detector, load_weights(weights)[0], str(weights))
-    sampler = EpochSampler(train_set, recipe.seed, recipe.balance, accelerator.process_index, processes)
+    accelerator = join_processes(device)
+    where = accelerator.device if accelerator else best_device(device)
+    first = is_first_process()
+    workers = default_workers() if workers is None else workers
+
+    train_set, valid_set = open_datasets(data, train_split, valid_split, recipe)
+    process = accelerator.process_index if accelerator else 0
+    sampler = EpochSampler(train_set, recipe.seed, recipe.balance, process, processes)
+    batch_size = recipe.batch_size // processes
     if len(sampler) < batch_size:
         raise InputError(f"{data}: the {len(train_set)} images of {train_split!r} do not fill a batch: take a smaller")
-    valid = make_loader(valid_set, batch_size, workers=workers) if first else []
-    dls = SimpleNamespace(train=make_loader(train_set, batch_size, sampler, workers), valid=valid)
-    loss = DetectionLoss(detector.grid(recipe.size, recipe.size), "article" if article else "quality")
+    loader = partial(make_loader, batch_size=batch_size, workers=workers, pin_memory=where.type == "cuda")
+    dls = SimpleNamespace(train=loader(train_set, sampler=sampler), valid=loader(valid_set) if first else [])
+
+    detector = make_detector(recipe, train_set.classes, weights)
+    loss = DetectionLoss(
+        detector.grid(recipe.size, recipe.size), "article" if recipe.preset == "article" else "quality"
+    )
     settings = {**asdict(recipe), "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
-    extra = [
-        Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first),
-        *([callbacks.Share(accelerator)] if processes > 1 else []),
-    ]
+    extra = [Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
+    if accelerator:
+        extra.append(Share(accelerator))
     if first:
         trained_on = f"{len(train_set)} images of {Path(data).name}/{train_split}"
         best = reports.SaveBest(out / "best.safetensors", recipe=asdict(recipe), trained_on=trained_on)
         extra += [reports.CocoMetrics(valid_set), reports.LogLosses(out), best]
         extra += [reports.Progress()] if progress else []
-    where = device if device and processes == 1 else accelerator.device
-    make_learner(detector, dls, recipe, loss, where, extra=extra).fit(recipe.epochs)
-    accelerator.wait_for_everyone()
+    with locked(out) if first else nullcontext():
+        if first and progress:
+            print(describe(train_set, valid_set, where, workers, processes), flush=True)
+        make_learner(detector, dls, recipe, loss, where, extra).fit(recipe.epochs)
+        if accelerator:
+            accelerator.wait_for_everyone()
     return out / "best.safetensors"
+
+
+def open_datasets(data: str | Path, train_split: str, valid_split: str, recipe: Recipe) -> tuple:
+    """The training set, augmented, and the validation set. Raises InputError if they cannot be used."""
+    squash = recipe.preset == "article"
+    augment = Augment(recipe.size, squash, recipe.seed, recipe.crop)
+    examples = partial(WithMosaic, share=recipe.mosaic) if recipe.mosaic else CocoDetections
+    train_set = examples(data, train_split, recipe.size, squash, augment=augment)
+    if not train_set.object_count:
+        raise InputError(f"{data}: no object to learn from in the {plural(len(train_set), 'image')} of {train_split!r}")
+    return train_set, CocoDetections(data, valid_split, recipe.size, squash, train_set.classes)
+
+
+def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path | None) -> Detector:
+    """The recipe's detector as training begins with it: random, with ImageNet's backbone, or from a weights file."""
+    torch.manual_seed(recipe.seed)
+    detector = build(recipe.preset, classes, pretrained=recipe.pretrained and not weights)
+    detector.settings = detector.settings._replace(size=recipe.size)
+    if weights:
+        load_tensors(detector, load_weights(weights)[0], str(weights))
+    return detector
+
+
+def describe(train_set, valid_set, device: torch.device, workers: int, processes: int) -> str:
+    """What a training was given and where it runs, for people."""
+    classes = train_set.classes
+    lines = [
+        f"to learn from: {plural(len(train_set), 'image')} with {plural(train_set.object_count, 'object')}, "
+        f"to validate on: {plural(len(valid_set), 'image')} with {plural(valid_set.object_count, 'object')}",
+        f"classes ({len(classes)}): {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}",
+        f"computed on {device}; images loaded by {plural(workers, 'worker')}",
+    ]
+    if processes > 1 and device.type != "cuda":
+        lines.append(f"{processes} processes share each batch; batch norm sees the share of each by itself")
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ def save_weights(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     """Write tensors and what is to be known about them as safetensors; the file is whole or not there.
 
     metadata: names to anything JSON can hold; each value is stored as JSON text.
-    half: store floating-point tensors as float16, half the size. Raises ValueError where a number does not fit.
+    half: store floating-point tensors as float16, half the size; one with a number beyond float16's 65504 as it is.
     Raises InputError when `path` cannot be written.
     """
     from safetensors.torch import save
@@ -30,9 +30,9 @@ def save_weights(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # safetensors refuses shared memory
         if half and copy.is_floating_point():
-            copy = copy.half()
-            if copy.isinf().any() and not tensor.isinf().any():
-                raise ValueError(f"{name} holds numbers beyond float16's 65504: save it without half=True")
+            halved = copy.half()
+            if torch.equal(halved.isinf(), copy.isinf()):
+                copy = halved
         stored[name] = copy
     content = sort_metadata(save(stored, {name: json.dumps(value) for name, value in metadata.items()}))
     with replacing(path) as temporary:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBackbone, MixedPrecision, Schedule
+from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBackbone, Schedule
+from odutils.errors import InputError
 from odutils.losses import DetectionLoss
+from odutils.precision import MixedPrecision, StopIfDiverged, half_precision
 from odutils.presets import build
 from odutils.recipe import Recipe
-from odutils.training import make_learner
+from odutils.training import make_learner, make_optimiser
 
 CLASSES = ("cat", "dog", "cup")
 
@@ -84,6 +86,19 @@ def test_schedule_keeps_the_ratio_of_the_groups_and_looks_at_the_step():
 # ---- FreezeBackbone
 
 
+def test_moving_the_average_looks_no_tensor_up(monkeypatch):
+    """`state_dict()` walks over every module, which costs as much as a part of the step itself."""
+    learn = learner(steps=2, valid=0, epochs=1, pretrained=False)
+    average = find(learn, EMA)
+    learn.fit(1, valid=False)
+    before = average.state["head.class_output.weight"].clone()
+    monkeypatch.setattr(type(learn.detector), "state_dict", lambda *_: pytest.fail("a walk over the network"))
+    with torch.no_grad():
+        learn.detector.head.class_output.weight.add_(1)
+    average.after_step(learn)
+    assert not torch.equal(average.state["head.class_output.weight"], before)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_freeze_backbone_keeps_statistics_and_first_layers(whole):
     learn = learner(pretrained=True, freeze_backbone=whole, epochs=1)
@@ -151,7 +166,10 @@ def test_ema_equals_a_plain_loop_and_is_what_validation_uses():
                 average[name] = decay * average[name] + (1 - decay) * tensor.double()
     state = find(learn, EMA).state
     for name, tensor in average.items():
-        assert torch.allclose(state[name].double(), tensor, rtol=1e-5, atol=1e-6), name
+        if state[name].is_floating_point():
+            assert torch.allclose(state[name].double(), tensor, rtol=1e-5, atol=1e-6), name
+        else:  # a count of batches has no average
+            assert state[name] == record.steps[-1][name], name
     assert_same(record.validation[-1], state)
     assert not torch.equal(state["head.class_output.weight"], record.steps[-1]["head.class_output.weight"])
 
@@ -177,7 +195,22 @@ def test_the_weights_of_training_come_back_when_validation_fails():
     assert_same(record.steps[-1], learn.detector.state_dict())
 
 
-# ---- ClipGradients and MixedPrecision
+def test_weights_stay_when_a_validation_is_interrupted_before_the_average_is_in_place():
+    class Stop(Callback):
+        order = -50
+
+        def before_epoch(self, learn):
+            if not learn.training and learn.epoch == 1:
+                raise KeyboardInterrupt
+
+    record = Record()
+    learn = learner(record, Stop(), epochs=2, pretrained=False)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2)
+    assert_same(record.steps[-1], learn.detector.state_dict())  # not those that validation replaced an epoch before
+
+
+# ---- ClipGradients, the optimiser and MixedPrecision
 
 
 def test_clip_gradients_shortens_long_ones_and_leaves_short_ones():
@@ -191,21 +224,177 @@ def test_clip_gradients_shortens_long_ones_and_leaves_short_ones():
     assert torch.equal(layer.weight.grad, torch.tensor([[3.0, 4.0]]))
 
 
-def test_mixed_precision_changes_nothing_on_the_cpu_and_is_left_after_an_error():
+def test_clipping_and_the_optimiser_work_on_devices_without_fused_kernels(monkeypatch):
+    """As on Apple's GPUs with older versions of torch: `foreach=True` and `fused=True` raise there."""
+    clip = nn.utils.clip_grad_norm_
+    given = []
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *a, **k: given.append(k) or clip(*a, **k))
+    layer = nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)
+    ClipGradients().after_backward(SimpleNamespace(detector=layer))
+    assert given == [{}]
+    detector = build("pyramid", CLASSES)
+    assert make_optimiser(detector, Recipe()).defaults["fused"]
+    assert not make_optimiser(detector.to("meta"), Recipe()).defaults["fused"]
+
+
+def test_mixed_precision_changes_nothing_on_the_cpu():
     precision = MixedPrecision()
     learn = SimpleNamespace(detector=SimpleNamespace(mean=torch.zeros(1)))
     precision.before_fit(learn)
-    assert not precision.enabled
+    assert not precision.enabled and not learn.scaler.is_enabled()
     precision.before_batch(learn)
     assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
-    precision.after_predict(learn)
-    precision.cleanup_batch(learn)
-    precision.enabled = True  # as on a graphics card that can
+
+
+def test_mixed_precision_is_left_after_an_error():
+    precision = MixedPrecision(torch.bfloat16)
+    learn = SimpleNamespace(detector=SimpleNamespace(mean=torch.zeros(1)))
+    precision.before_fit(learn)
     precision.before_batch(learn)
     assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16
     precision.cleanup_batch(learn)  # the network has raised
     assert not torch.is_autocast_enabled("cpu")
     assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("real, kind", [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_that_only_imitates_bfloat16_gets_float16(monkeypatch, real, kind):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real)
+    assert half_precision("cuda") == kind
+    assert half_precision("cpu") is None and half_precision("mps") is None
+
+
+class Overflow(Callback):
+    """An infinite gradient at one step, as float16 makes it where the scale is too large."""
+
+    order = 5  # before MixedPrecision takes the scale away
+
+    def __init__(self, at: int):
+        self.at, self.weights, self.rates = at, [], []
+
+    def after_backward(self, learn):
+        if learn.steps == self.at:
+            learn.detector.head.class_output.weight.grad[0] = math.inf
+
+    def after_batch(self, learn):
+        if learn.training:
+            self.weights.append(learn.detector.head.class_output.weight.detach().clone())
+            self.rates.append(learn.opt.param_groups[0]["lr"])
+
+
+class Float16(MixedPrecision):
+    """float16 on the CPU, with a scale that these random batches can bear from the start."""
+
+    def before_fit(self, learn):
+        self.dtype = torch.float16
+        super().before_fit(learn)
+        learn.scaler = self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+
+
+def with_float16(*extra, **recipe):
+    learn = learner(*extra, epochs=1, pretrained=False, **recipe)
+    learn.cbs = [Float16() if type(callback) is MixedPrecision else callback for callback in learn.cbs]
+    return learn
+
+
+def test_float16_skips_a_step_with_an_infinite_gradient_and_keeps_count():
+    watch = Overflow(at=1)
+    learn = with_float16(watch, steps=4, warm_up=0)
+    learn.fit(1)
+    first, second, third, _ = watch.weights
+    assert torch.equal(first, second) and not torch.equal(second, third)
+    assert learn.steps == 4 and learn.scaler.get_scale() == 128  # half of what it was
+    assert len(set(watch.rates)) == 4  # the schedule goes on
+    assert all(torch.isfinite(weights).all() for weights in watch.weights)
+
+
+def test_float16_learns_what_float32_learns():
+    """The scale leaves no trace: the first step's gradient is that of float32 but for rounding."""
+    gradients = []
+
+    class Keep(Callback):
+        order = 30
+
+        def after_backward(self, learn):
+            gradients.append(torch.cat([p.grad.flatten() for p in learn.detector.head.parameters()]))
+
+    with_float16(Keep(), steps=1, valid=0).fit(1, valid=False)
+    learner(Keep(), steps=1, valid=0, epochs=1, pretrained=False).fit(1, valid=False)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert gradients[0].norm() == pytest.approx(float(gradients[1].norm()), rel=0.1)
+
+
+def test_the_scale_survives_an_interruption():
+    first, second = with_float16(Overflow(at=1), steps=2), with_float16(steps=1)
+    first.fit(1)
+    second.cbs.append(Recall(find(first, MixedPrecision).memory()))
+    second.fit(1)
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 128
+
+
+class Recall(Callback):
+    """Gives MixedPrecision a memory, as Resume does."""
+
+    order = 40
+
+    def __init__(self, memory: dict):
+        self.given = memory
+
+    def before_fit(self, learn):
+        find(learn, MixedPrecision).recall(self.given)
+
+
+# ---- StopIfDiverged
+
+
+class Spoil(Callback):
+    """The loss or the gradient of one step is no number."""
+
+    order = 18  # before ClipGradients and StopIfDiverged see it
+
+    def __init__(self, at: int, what: str):
+        self.at, self.what = at, what
+
+    def after_loss(self, learn):
+        if learn.training and learn.steps == self.at and self.what == "loss":
+            learn.loss = learn.loss * math.nan
+
+    def after_backward(self, learn):
+        if learn.steps == self.at and self.what == "gradient":
+            learn.detector.head.class_output.bias.grad[0] = math.inf
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_training_that_diverges_is_stopped_with_a_sentence(what):
+    learn = learner(Spoil(2, what), steps=4, epochs=2, pretrained=False)
+    with pytest.raises(InputError, match=r"diverged: loss .*, gradient .* at step 3 of epoch 0, learning rate .*--lr"):
+        learn.fit(2)
+    assert learn.steps == 3
+
+
+def test_a_gpu_is_asked_only_now_and_then(monkeypatch):
+    """As on a GPU, where to look at a number is to wait for it: 20 steps a look, and one after each epoch."""
+    looks = []
+    look = StopIfDiverged.look
+    monkeypatch.setattr(StopIfDiverged, "look", lambda self, learn: looks.append(learn.steps) or look(self, learn))
+    stop = StopIfDiverged(every=4)
+    loss = SimpleNamespace(detach=lambda: torch.ones(()).as_subclass(OnGPU))
+    learn = SimpleNamespace(training=True, loss=loss, gradient_norm=torch.ones(()), steps=0)
+    learn.scaler = SimpleNamespace(is_enabled=lambda: False)
+    stop.before_epoch(learn)
+    for learn.steps in range(1, 11):
+        stop.after_batch(learn)
+    stop.after_epoch(learn)
+    assert looks == [4, 8, 10]
+
+
+class OnGPU(torch.Tensor):
+    """A number that says it is on a GPU."""
+
+    @property
+    def device(self):
+        return SimpleNamespace(type="cuda")
 
 
 def test_every_callback_of_a_learner_works_without_logging_and_resuming():

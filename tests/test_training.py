@@ -19,7 +19,7 @@ from torch import nn
 
 from odutils import training
 from odutils.__main__ import main
-from odutils.callbacks import Callback, Share
+from odutils.callbacks import Callback
 from odutils.datasets import CocoDetections, make_loader
 from odutils.errors import InputError
 from odutils.evaluation import score_by_source, to_results
@@ -27,6 +27,7 @@ from odutils.images import fit
 from odutils.inference import EVALUATED, select, to_detections
 from odutils.losses import DetectionLoss
 from odutils.presets import build, load_detector
+from odutils.processes import Share
 from odutils.recipe import Recipe
 from odutils.reports import CocoMetrics
 from odutils.resume import read_checkpoint
@@ -70,7 +71,7 @@ def unbroken(sample, tmp_path_factory):
 
 def test_a_training_leaves_its_results_and_nothing_else(unbroken):
     files = {path.name for path in unbroken.iterdir()}
-    assert files == {"best.safetensors", "checkpoint.pt", "losses.csv", "losses.png"}
+    assert files == {".lock", "best.safetensors", "checkpoint.pt", "losses.csv", "losses.png"}
     rows = rows_of(unbroken)
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"train_loss", "valid_loss", "AP", "AP50"} <= rows[0].keys()
@@ -400,7 +401,7 @@ def test_two_processes_train_and_only_the_first_writes(two_processes, sample):
     assert not list((two_processes / "training1").iterdir())
     settings = torch.load(first / "checkpoint.pt", weights_only=True)["settings"]
     assert settings["processes"] == 2
-    with pytest.raises(InputError, match="with other processes"):
+    with pytest.raises(InputError, match="processes 2, now 1"):
         small_training(sample, first)
 
 

@@ -9,7 +9,7 @@ from run import ArticleCode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from entrants.course import MEAN, SIZE, STD, Budget, CountSteps, Course, Endless, Run, examples
+from entrants.course import MEAN, SIZE, STD, Budget, Course, Endless, Run, examples
 from entrants.ours import our_run
 from odutils import callbacks
 from odutils.anchors import article_grid
@@ -79,7 +79,7 @@ def article(course: Course) -> Run:
     code.freeze(model[0], True)
     sampler = Endless(len(dataset.examples), course.seed)
     loader = DataLoader(dataset, BATCH, sampler=sampler, collate_fn=code.collate_fn, drop_last=True)
-    cbs = [CountSteps(), learner.TrainCB(), budget]
+    cbs = [callbacks.Steps(), learner.TrainCB(), budget]
     dls = SimpleNamespace(train=loader, valid=[])
     learn = learner.Learner(model, dls, code.ssd_loss, LR, cbs, torch.optim.AdamW)
     learn.detector = model
@@ -99,7 +99,7 @@ def mended_article(course: Course) -> Run:
     dataset, learner, budget = examples(course, squash=True), miniai(), Budget(course.minutes)
     detector, sampler = mended_detector(dataset.classes), Endless(len(dataset), course.seed)
     dls = SimpleNamespace(train=make_loader(dataset, BATCH, sampler, workers=0), valid=[])
-    cbs = [CountSteps(), learner.TrainCB(), callbacks.FreezeBackbone(whole=True), budget]
+    cbs = [callbacks.Steps(), learner.TrainCB(), callbacks.FreezeBackbone(whole=True), budget]
     learn = learner.Learner(detector, dls, DetectionLoss(article_grid(), "article"), LR, cbs, torch.optim.AdamW)
     learn.detector = detector
     return Run(learn, Predictor(detector, "cpu"), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE).byte())

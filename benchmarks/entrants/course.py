@@ -113,13 +113,3 @@ def examples(
     source: Callable = CocoDetections,
 ) -> CocoDetections:
     return source(course.data, course.split, SIZE, squash, augment=augment(SIZE, squash, course.seed))
-
-
-class CountSteps(callbacks.Callback):
-    """What our callbacks expect of a learner."""
-
-    def before_fit(self, learn):
-        learn.steps, learn.resumed_inside_epoch = 0, False
-
-    def after_step(self, learn):
-        learn.steps += 1

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
-from entrants.course import MEAN, OURS, SIZE, STD, Budget, CountSteps, Course, Endless, Pace, Run, examples
+from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace, Run, examples
 from odutils import callbacks
 from odutils.datasets import CocoDetections, make_loader
 from odutils.images import fit
@@ -124,7 +124,7 @@ def peer_run(course: Course, dataset: CocoDetections, model: nn.Module) -> Run:
         pass
 
     cbs = [
-        CountSteps(),
+        callbacks.Steps(),
         Step(),
         callbacks.FreezeBackbone(),
         Pace(budget),
