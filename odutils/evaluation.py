@@ -110,19 +110,25 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
 def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
     """pycocotools' COCOeval after its first step: each result matched to a ground-truth object or to none (`evalImgs`).
 
-    Difficult objects are ignored as crowds are: not found, they are no false negatives, and a result that is matched
-    to one is neither a true nor a false positive. `accumulate()` and `summarize()` make precision, recall and AP of it.
+    Difficult objects, and objects of a class that their image's source does not label, are ignored as crowds are: not
+    found, they are no false negatives, and a result that is matched to one is neither a true nor a false positive.
+    `accumulate()` and `summarize()` make precision, recall and AP of it.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
+    known = known_classes(dataset)
 
     class Evaluation(COCOeval):
         def _prepare(self):  # pycocotools ignores crowds only, and takes an object with id 0 for one not found
             super()._prepare()
             numbers = itertools.count(1)
-            for key, objects in self._gts.items():
-                ignored = (int(bool(one["ignore"] or one.get("difficult"))) for one in objects)
-                self._gts[key] = [o | {"ignore": i, "id": next(numbers)} for o, i in zip(objects, ignored, strict=True)]
+            for (image_id, category_id), objects in self._gts.items():
+                unknown = not known[image_id][dataset.label_of[category_id] - 1]
+                ignored = (int(bool(unknown or one["ignore"] or one.get("difficult"))) for one in objects)
+                self._gts[image_id, category_id] = [
+                    one | {"ignore": ignore, "id": next(numbers)} for one, ignore in zip(objects, ignored, strict=True)
+                ]
 
     with contextlib.redirect_stdout(io.StringIO()):
         detected = dataset.coco.loadRes(copy.deepcopy(results)) if results else COCO()  # loadRes chokes on none
@@ -133,9 +139,14 @@ def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[i
     return evaluation
 
 
+def known_classes(dataset: CocoDetections) -> dict[int, list[bool]]:
+    """Which classes are labelled in an image (C,), by image id."""
+    return {image_id: dataset.known(index).tolist() for index, image_id in enumerate(dataset.ids)}
+
+
 def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
     """Results without those of classes that their image's source does not label: TP or FP, that is not known."""
-    known = {image_id: dataset.known(index).tolist() for index, image_id in enumerate(dataset.ids)}
+    known = known_classes(dataset)
     try:
         return [r for r in results if known[r["image_id"]][dataset.label_of[r["category_id"]] - 1]]
     except (KeyError, TypeError) as error:

@@ -90,6 +90,9 @@ TREATED_RIGHT = {
     "a backslash": (in_a_folder, None),
     "a box without area": (lambda c: c["annotations"].append(c["annotations"][0] | {"id": 9, "bbox": [5, 5, 0, 9]}),
                            "box without area"),
+    "an object of a class that its source does not label": (
+        lambda c: [c["images"][0].update(source="voc"), c.update(labelled_classes_by_source={"voc": ["cat"]})],
+        "unlabelled class"),
     "an image without file": (lambda c: c["images"].append(c["images"][1] | {"id": 9, "file_name": "x.png"}),
                               "missing image"),
 }  # fmt: skip
@@ -124,9 +127,6 @@ REFUSED = {
     "a number as file name": (first("images", file_name=5), "wrong type", "'file_name' is 5, not a text"),
     "a list as id": (first("images", id=[1]), "wrong type", "'id' is"),
     "ids of two kinds": (first("images", id="one"), "wrong type", "partly numbers, partly texts"),
-    "a class that its source does not label": (
-        lambda c: [c["images"][0].update(source="voc"), c.update(labelled_classes_by_source={"voc": ["cat"]})],
-        "unlabelled class", "is a 'person', which its image's source 'voc' does not label"),
     "sources that are none": (lambda c: c.update(labelled_classes_by_source=[1]), "wrong type", "not an object"),
     "a source without names": (lambda c: c.update(labelled_classes_by_source={"voc": 3}), "wrong type", "not a list"),
 }  # fmt: skip

@@ -120,7 +120,6 @@ def first_fault(content: dict) -> str | None:
         _fault_of_ids("images", image_ids)
         or _fault_of_ids("categories", category_ids)
         or _fault_of_annotations(content["annotations"], set(image_ids), set(category_ids))
-        or _first_unlabelled(content)
     )
 
 
@@ -166,18 +165,6 @@ def _fault_of_annotations(annotations: list[dict], image_ids: set, category_ids:
             return f"annotations[{index}]: bbox {annotation['bbox']} has a negative width or height"
     if annotations and all(is_below_a_pixel(annotation["bbox"]) for annotation in annotations):
         return f"no box is larger than a pixel, such as {annotations[0]['bbox']}: COCO's are in pixels, not in 0…1"
-    return None
-
-
-def _first_unlabelled(content: dict) -> str | None:
-    """An object of a class that its image's source is said not to label: should it be found, or not?"""
-    sources = content.get("labelled_classes_by_source") or {}
-    source_of = {image["id"]: image["source"] for image in content["images"] if image.get("source") in sources}
-    name_of = {category["id"]: str(category["name"]) for category in content["categories"]}
-    for index, annotation in enumerate(content["annotations"] if source_of else ()):
-        source, name = source_of.get(annotation["image_id"]), name_of[annotation["category_id"]]
-        if source is not None and name not in sources[source]:
-            return f"annotations[{index}] is a {name!r}, which its image's source {source!r} does not label"
     return None
 
 
