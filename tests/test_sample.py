@@ -2,6 +2,7 @@
 the same bytes for the same seed, a layout that pycocotools reads, and no folder of the reader's ever lost."""
 
 import json
+import pickle
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -39,6 +40,13 @@ def test_sprites_are_whole_and_of_many_classes(sprites):
         alpha = sprite.pixels[..., 3]
         assert (sprite.pixels[..., :3] <= alpha[..., None]).all()  # multiplied by alpha
         assert alpha[0].any() and alpha[-1].any() and alpha[:, 0].any() and alpha[:, -1].any()  # cropped
+
+
+def test_scenes_can_be_drawn_in_other_processes(sprites):
+    """Whatever starts them, fork or spawn: what goes in and what comes out can be pickled."""
+    drawn = draw_scene(default_rng(1), pickle.loads(pickle.dumps(sprites)), size=96)
+    again = pickle.loads(pickle.dumps(draw_scene(default_rng(1), sprites, size=96)))
+    assert all(np.array_equal(one, other) for one, other in zip(drawn, again, strict=True))
 
 
 def test_labels_are_what_can_be_seen_in_the_image(sprites, monkeypatch):
@@ -236,7 +244,7 @@ def test_an_empty_folder_is_filled_and_a_file_refused(tmp_path):
 
 
 def test_nothing_half_done_remains(tmp_path, monkeypatch):
-    monkeypatch.setattr("odutils.sample.draw_scene", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("odutils.sample.make.draw_scene", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_sample(tmp_path / "sample", images=2, size=64)
     assert list(tmp_path.iterdir()) == []
