@@ -11,7 +11,6 @@ from pathlib import Path
 
 from odutils.cli.inputs import (
     bars_on_terminals_only,
-    checked_device,
     complain,
     find_images,
     find_split,
@@ -100,24 +99,26 @@ def video(args: Namespace) -> int:
 def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
-    names = ("preset", "epochs", "batch_size", "lr", "backbone_lr", "mosaic", "seed", "freeze_backbone")
-    refused = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
-    recipe = Recipe(**{name: getattr(args, name) for name in names}, **refused)
+    same = ("preset", "epochs", "batch_size", "lr", "backbone_lr", "mosaic", "seed", "freeze_backbone")
+    switched_off = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
+    recipe = Recipe(**{name: getattr(args, name) for name in same}, **switched_off)
     recipe.size = args.size or (ARTICLE_SIZE if args.preset == "article" else recipe.size)
     recipe.check()
-    device = checked_device(args.device)
+    options = {name: getattr(args, name) for name in ("weights", "workers", "device", "checkpoint_every")}
     from odutils import training
+    from odutils.processes import is_first_process
 
     checkpoint = Path(args.out, "checkpoint.pt")
-    what = "going on from" if checkpoint.exists() else "beginning; when interrupted, the same command goes on from"
-    print(f"{train_split} to learn from, {valid_split} to choose the best; {what} {checkpoint}", flush=True)
-    splits, files = (train_split, valid_split), (args.weights, args.workers, device, args.checkpoint_every)
+    if is_first_process():
+        what = "going on from" if checkpoint.exists() else "beginning; when interrupted, the same command goes on from"
+        print(f"{train_split} to learn from, {valid_split} to choose the best; {what} {checkpoint}", flush=True)
     try:
-        best = training.train(args.data, args.out, recipe, *splits, *files)
+        best = training.train(args.data, args.out, recipe, train_split=train_split, valid_split=valid_split, **options)
     except KeyboardInterrupt:
         kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "before the first checkpoint"
         raise KeyboardInterrupt(kept) from None
-    print(f"best weights: {best}\ntry them: python -m odutils detect IMAGE --weights {best}")
+    if is_first_process():
+        print(f"best weights: {best}\ntry them: python -m odutils detect IMAGE --weights {best}")
     return 0
 
 

@@ -89,13 +89,6 @@ def load_predictor(args: Namespace):
     return Predictor.from_weights(args.weights, args.device)
 
 
-def checked_device(name: str | None) -> str | None:
-    """The name of a device that works; None stays None. Raises InputError for another."""
-    from odutils.devices import best_device
-
-    return name and str(best_device(name))
-
-
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
     """fastprogress draws its bars into pipes and files, too; not so inside this block. Its lines of figures stay."""

@@ -77,8 +77,10 @@ def make_parser() -> Parser:
     command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's backbone")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random backbone")
     command.add_argument("--freeze-backbone", action="store_true", help="train the head alone: quicker")
-    command.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that load images")
-    command.add_argument("--device", choices=("cpu", "cuda", "mps"), help="(default: the best there is)")
+    command.add_argument(
+        "--workers", type=natural, metavar="N", help="processes that load images (default: one a core, at most 8)"
+    )
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     command.add_argument("--checkpoint-every", type=positive, default=200, metavar="STEPS", help="for going on")
 
     command = add(
