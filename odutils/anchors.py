@@ -5,8 +5,9 @@ once an anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand le
 by row, exactly in the order in which the heads of `model.py` emit their answers. A anchors, L levels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,19 @@ PYRAMID_ANCHOR = (
 )
 
 
+def once(compute: Callable) -> cached_property:
+    """A property that is computed once; if that happens in inference mode, training can still use the tensor."""
+    return cached_property(torch.inference_mode(False)(compute))
+
+
 @dataclass(frozen=True)
 class AnchorGrid:
-    """All anchors of a detector for one input size, and the coding of boxes against them."""
+    """All anchors of a detector for one input size, and the coding of boxes against them.
 
-    boxes: Tensor  # (A, 4) xyxy, 0…1
+    What follows from the anchors alone is computed once, when it is first asked for.
+    """
+
+    boxes: Tensor  # (A, 4) xyxy, 0…1, each of positive area
     steps: Tensor  # (A, 2) width and height of the anchor's cell, 0…1
     counts: tuple[int, ...]  # anchors of each level, sum A
     coding: str  # "tanh" or "sides"
@@ -40,16 +49,45 @@ class AnchorGrid:
         return AnchorGrid(self.boxes[index], self.steps[index], (len(index),), self.coding)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """What the network said (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1 (parts outside the image are not cut off)."""
+        """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
-        return decode_sides(codes, self.boxes, self.steps)
+        return torch.addcmul(self.sides_frame[0], F.softplus(codes), self.sides_frame[1])
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Boxes (…, A, 4), one an anchor -> the codes that decode to them, or to the nearest that it can reach."""
+        """Boxes (…, A, 4), one per anchor -> the codes that decode to them, or to the nearest boxes within reach."""
         if self.coding == "tanh":
             return encode_tanh(boxes, self.boxes)
         return encode_sides(boxes, self.boxes, self.steps)
+
+    @once
+    def centres(self) -> Tensor:
+        """(A, 2)"""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    @once
+    def areas(self) -> Tensor:
+        """(A,)"""
+        return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=-1)
+
+    @once
+    def edges(self) -> Tensor:
+        """(4, A) left, top, right and bottom of all anchors, each contiguous, so that a CPU can vectorise over them."""
+        return self.boxes.T.contiguous()
+
+    @once
+    def finest_step(self) -> Tensor:
+        """(2,) width and height of a cell of the finest level: a square on the image, whatever its aspect ratio."""
+        return self.steps.amin(dim=0)
+
+    @once
+    def scaled_centres(self) -> Tensor:
+        """(2, A) centres in units of `finest_step`, so that distances are those on the image."""
+        return (self.centres / self.finest_step).T.contiguous()
+
+    @once
+    def sides_frame(self) -> tuple[Tensor, Tensor]:
+        return sides_frame(self.boxes, self.steps)
 
 
 def decode_tanh(codes: Tensor, anchors: Tensor) -> Tensor:
@@ -70,9 +108,14 @@ def encode_tanh(boxes: Tensor, anchors: Tensor, limit: float = 0.999) -> Tensor:
 
 def decode_sides(codes: Tensor, anchors: Tensor, steps: Tensor) -> Tensor:
     """Distances from the anchor's centre to the box's four sides, in cells, after softplus: always a box, any size."""
+    origin, direction = sides_frame(anchors, steps)
+    return origin + F.softplus(codes) * direction  # (…, A, 4)
+
+
+def sides_frame(anchors: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the four sides start, at the anchor's centre, and what a distance of one cell adds to them: (A, 4) each."""
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
-    distance = F.softplus(codes)  # (…, A, 4)
-    return torch.cat([centre - distance[..., :2] * steps, centre + distance[..., 2:] * steps], dim=-1)
+    return torch.cat([centre, centre], dim=-1), torch.cat([-steps, steps], dim=-1)
 
 
 def encode_sides(boxes: Tensor, anchors: Tensor, steps: Tensor, smallest: float = 1e-3) -> Tensor:

@@ -49,13 +49,34 @@ class FocalLoss(torch.autograd.Function):
         return gradient.scatter_(2, column, own), None, None, None, None
 
 
-def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Quality focal loss (Li et al. 2020, eq. 4): the target is the IoU that the predicted box reaches, 0…1.
+class QualityFocalLoss(torch.autograd.Function):
+    """Quality focal loss with beta 2 (Li et al. 2020, eq. 4): (p - target)² × binary cross-entropy, one by one.
+
+    The gradient is written out, too: (p - target) × ((p - target)² + 2 p (1 - p) × binary cross-entropy).
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        p = logits.sigmoid()
+        error = p - targets
+        entropy = F.softplus(logits).addcmul_(logits, targets, value=-1)  # of a probability given as a logit
+        loss = error.square()
+        slope = p.addcmul_(p, p, value=-1).mul_(entropy)  # p (1 - p) × entropy
+        ctx.save_for_backward(torch.add(loss, slope, alpha=2).mul_(error))
+        return loss.mul_(entropy)
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale, None
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Quality focal loss: the target is the IoU that the predicted box reaches, 0…1.
 
     logits, targets: same shape, and the result's.
     """
-    miss = (logits.sigmoid() - targets).abs()
-    return miss**gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return QualityFocalLoss.apply(logits, targets)
 
 
 class Matched(NamedTuple):
@@ -125,13 +146,14 @@ class DetectionLoss(nn.Module):
     def quality_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
         """logits: (N, A, C).   predicted: (N, A, 4) decoded boxes.   Returns class and box loss, scalars."""
         iou, giou = paired_iou(predicted, matched.boxes)  # (N, A) each
-        iou = torch.where(matched.positive, iou.detach(), 0)
+        iou = iou.detach() * matched.positive
         divisor = self.divisor(iou.sum())
         targets = torch.zeros_like(logits).scatter_(2, matched.columns[..., None], iou[..., None])  # (N, A, C)
         # A positive of class horse is no elephant, whether or not its image's source labels elephants.
         counted = matched.counted[..., None] & (matched.known[:, None] | matched.positive[..., None])  # (N, A, C)
         class_loss = quality_focal_loss(logits, targets) * counted  # (N, A, C)
-        return class_loss.sum() / divisor, 2 * torch.where(matched.positive, 1 - giou, 0).sum() / divisor
+        box_loss = (1 - giou) * matched.positive  # (N, A)
+        return class_loss.sum() / divisor, 2 * box_loss.sum() / divisor
 
     def article_loss(self, logits: Tensor, predicted: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
         """Arguments and result as for `quality_loss`."""
@@ -145,18 +167,44 @@ class DetectionLoss(nn.Module):
         return self.reduce_total(total).clamp(min=1)
 
 
+class PairedIoU(torch.autograd.Function):
+    """IoU and generalised IoU of boxes one by one, see `paired_iou`; the gradient flows into `first` only."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        sides = torch.stack([first, second])  # (2, …, 4)
+        sides[..., :2].neg_()  # a box grows with each of its sides: -left, -top, right, bottom
+        inner, hull = sides.aminmax(dim=0)  # (…, 4) each
+        start, end = torch.cat([inner[None], hull[None], sides]).chunk(2, dim=-1)
+        sizes = (start + end).clamp_(min=0)  # (4, …, 2) width and height of intersection, hull, first and second
+        areas = sizes[..., 0] * sizes[..., 1]  # (4, …)
+        areas[1:].clamp_(min=1e-9)  # a union of nothing has no IoU
+        intersection, hull, own, other = areas
+        union = own + other - intersection
+        iou, fill = intersection / union, union / hull
+        ctx.save_for_backward(sides, sizes, areas, union, iou, fill)
+        return iou, iou + fill - 1
+
+    @staticmethod
+    def backward(ctx, scale_iou: Tensor, scale_giou: Tensor) -> tuple:
+        sides, sizes, areas, union, iou, fill = ctx.saved_tensors
+        # What intersection, hull and own area change, where union = own + other - intersection.
+        by_iou, by_fill = (scale_iou + scale_giou) / union, scale_giou / areas[1]
+        by_union = torch.addcmul(by_fill, by_iou, iou, value=-1)
+        by_intersection = (by_iou - by_union) * (areas[0] > 0)
+        by_area = torch.stack([by_intersection, -fill * by_fill, by_union])  # (3, …)
+        # A side moves a width: the area changes by the height, and the other way round.
+        by_inner, by_hull, by_own = by_area[..., None] * sizes[:3].flip(-1)  # (…, 2) each
+        is_inner = (sides[0] < sides[1]).unflatten(-1, (2, 2))  # (…, 2, 2)
+        gradient = torch.where(is_inner, by_inner[..., None, :], by_hull[..., None, :]) + by_own[..., None, :]
+        gradient[..., 0, :].neg_()
+        return gradient.flatten(-2), None
+
+
 def paired_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU (Rezatofighi et al. 2019, algorithm 1) of boxes one by one: (…, 4), (…, 4) -> (…), (…).
 
+    The gradient, written out to save a hundred small operations, flows into `first` only.
     (`torchvision.ops.generalized_box_iou_loss` picks by a mask, for which the host has to wait for the device.)
     """
-    left, top, right, bottom = first.unbind(dim=-1)
-    other_left, other_top, other_right, other_bottom = second.unbind(dim=-1)
-    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
-    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
-    hull_width = torch.maximum(right, other_right) - torch.minimum(left, other_left)
-    hull_height = torch.maximum(bottom, other_bottom) - torch.minimum(top, other_top)
-    shared, hull = width * height, (hull_width * hull_height).clamp(min=1e-9)
-    union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top) - shared
-    iou = shared / union.clamp(min=1e-9)
-    return iou, iou - (hull - union) / hull
+    return PairedIoU.apply(*torch.broadcast_tensors(first, second))

@@ -1,8 +1,8 @@
-"""Which anchor answers for which object.
+"""Label assignment: which anchor should detect which ground-truth box.
 
-A detector makes one prediction an anchor; training must say which object, if any, each of them should have found. The
-answer is a match (N, A): the index of an object, BACKGROUND or IGNORED. Boxes are xyxy, 0…1 (see anchors.py).
-N images, M objects (zero-padded), A anchors, K candidates.
+A detector makes one prediction per anchor. Training has to say which anchors are positives (and of which object), which
+are negatives, and which are ignored: matches (N, A) hold the index of an object, BACKGROUND or IGNORED. Boxes are xyxy,
+0…1 (see anchors.py). N images, M objects (zero-padded), A anchors, K candidates.
 """
 
 import torch
@@ -11,78 +11,72 @@ from torch import Tensor
 
 from odutils.anchors import AnchorGrid
 
-BACKGROUND = -1  # the anchor answers for nothing
-IGNORED = -2  # it lies in a crowd or on a difficult object: neither right nor wrong
+BACKGROUND = -1  # a negative: the anchor is assigned to no object
+IGNORED = -2  # neither positive nor negative: it lies in a crowd or on a difficult object
 
 
-def pairwise_iou(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU of every object with every anchor, and the area that they share.
+def pairwise_iou(grid: AnchorGrid, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU of every object with every anchor, and the area of their intersection.
 
-    boxes: (N, M, 4).   anchors: (A, 4).   Returns two (N, M, A). (`torchvision.ops.box_iou` takes one image at a time.)
+    grid: A anchors.   boxes: (N, M, 4).   Returns two (N, M, A). (`torchvision.ops.box_iou` takes one image at a time.)
     """
-    left, top, right, bottom = boxes[:, :, None].unbind(dim=-1)  # (N, M, 1) each
-    anchor_left, anchor_top, anchor_right, anchor_bottom = anchors.unbind(dim=-1)  # (A,) each
-    width = torch.minimum(right, anchor_right).sub_(torch.maximum(left, anchor_left)).clamp_(min=0)  # (N, M, A)
-    height = torch.minimum(bottom, anchor_bottom).sub_(torch.maximum(top, anchor_top)).clamp_(min=0)  # (N, M, A)
-    shared = width.mul_(height)
-    anchor_area = (anchor_right - anchor_left) * (anchor_bottom - anchor_top)  # (A,)
-    box_area = (right - left) * (bottom - top)  # (N, M, 1)
-    union = (anchor_area + box_area).sub_(shared).clamp_(min=torch.finfo(shared.dtype).tiny)
-    return torch.div(shared, union, out=union), shared
+    start, end = boxes[..., None].split(2, dim=2)  # (N, M, 2, 1) each: left and top, right and bottom
+    anchor_start, anchor_end = grid.edges.split(2)  # (2, A) each
+    size = torch.minimum(end, anchor_end).sub_(torch.maximum(start, anchor_start)).clamp_(min=0)  # (N, M, 2, A)
+    intersection = size[:, :, 0] * size[:, :, 1]  # (N, M, A)
+    width, height = (end - start).unbind(dim=2)  # (N, M, 1) each
+    union = (width * height + grid.areas).sub_(intersection)  # (N, M, A), positive as the anchors' areas are
+    return torch.div(intersection, union, out=union), intersection
 
 
-def assign(score: Tensor, shared: Tensor, anchors: Tensor, labels: Tensor, cover: float = 0.5) -> Tensor:
-    """Each anchor takes the object of its highest positive score; what lies mostly in an ignored object is ignored.
+def assign(score: Tensor, intersection: Tensor, grid: AnchorGrid, labels: Tensor, cover: float = 0.5) -> Tensor:
+    """Each anchor becomes a positive of the object with its highest score above 0; the others are negative or ignored.
 
-    score: (N, M, A).   shared: (N, M, A) areas, from `pairwise_iou`; is overwritten.   anchors: (A, 4) xyxy.
-    labels: (N, M).   cover: the share of an anchor from which it lies in an ignored object.   Returns (N, A) int64.
+    score: (N, M, A).   intersection: (N, M, A) areas, from `pairwise_iou`; is overwritten.   labels: (N, M).
+    cover: share of a negative's area that an ignored object has to cover to make it ignored.   Returns (N, A) int64.
     """
-    best, index = score.max(dim=1)  # (N, A)
-    match = torch.where(best > 0, index, BACKGROUND)
-    covered = shared.masked_fill_((labels != -1)[..., None], 0).amax(dim=1)  # (N, A)
-    in_ignored = covered > cover * (anchors[:, 2:] - anchors[:, :2]).prod(dim=-1)  # (N, A)
-    return torch.where(in_ignored & (match == BACKGROUND), IGNORED, match)
+    best, matches = score.max(dim=1)  # (N, A) each
+    negative = best <= 0
+    covered = intersection.masked_fill_((labels != -1)[..., None], 0).amax(dim=1)  # (N, A)
+    matches.masked_fill_(negative, BACKGROUND)
+    return matches.masked_fill_(negative & (covered > grid.areas * cover), IGNORED)
 
 
 def match_iou(grid: AnchorGrid, boxes: Tensor, labels: Tensor, threshold: float = 0.5, cover: float = 0.5) -> Tensor:
-    """Match anchors to objects as SSD does (Liu et al. 2016, section 2.2).
+    """Assign anchors to objects by IoU, as SSD does (Liu et al. 2016, section 2.2).
 
-    An anchor takes the object it overlaps most, if their IoU exceeds `threshold`; then every object takes its best
-    anchor whatever the IoU, so that none is forgotten. Where several objects want the same best anchor, the one that
-    overlaps it most has it.
+    An anchor is positive for the object that it overlaps most, if their IoU exceeds `threshold`. In addition, every
+    object gets its best anchor whatever the IoU, so that small objects keep at least one positive. Where several
+    objects have the same best anchor, the one of highest IoU gets it.
 
-    grid: A anchors.   boxes: (N, M, 4) xyxy.   labels: (N, M), 0 = padding, -1 = ignore.   cover: see IGNORED.
+    grid: A anchors.   boxes: (N, M, 4) xyxy.   labels: (N, M), 0 = padding, -1 = ignore.   cover: see `assign`.
     Returns (N, A) int64: index of the object in 0…M-1, BACKGROUND or IGNORED.
     """
     if not boxes.shape[1]:
         return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
-    iou, shared = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
+    iou, intersection = pairwise_iou(grid, boxes)  # (N, M, A) each
     iou.masked_fill_((labels <= 0)[..., None], 0)
-    best, anchor = iou.max(dim=2, keepdim=True)  # (N, M, 1)
+    best, anchor = iou.max(dim=2, keepdim=True)  # (N, M, 1) each
     score = F.threshold_(iou, threshold, 0.0)  # what does not exceed it becomes 0
     score.scatter_(2, anchor, torch.where(best > 0, best + 1, 0))  # outranks every IoU of other objects
-    return assign(score, shared, grid.boxes, labels, cover)
+    return assign(score, intersection, grid, labels, cover)
 
 
 def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9, cover: float = 0.5) -> Tensor:
-    """Match anchors to objects by adaptive training sample selection (Zhang et al. 2020, algorithm 1).
+    """Assign anchors to objects by adaptive training sample selection, ATSS (Zhang et al. 2020, algorithm 1).
 
     Candidates of an object are the `nearest` anchors of each level by distance of centres. Its threshold is mean +
-    standard deviation of their IoU; those above it whose centre lies in the object answer for it. Unlike the paper, an
-    object without such an anchor (small, or squeezed between cells) keeps the candidate that overlaps it most.
+    standard deviation of their IoU; candidates that reach it and whose centre lies in the object are its positives.
+    Unlike in the paper, an object without any (small, or squeezed between cells) gets its candidate of highest IoU.
 
     Arguments and result as for `match_iou`.
     """
     if not boxes.shape[1]:
         return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
-    iou, shared = pairwise_iou(boxes, grid.boxes)  # (N, M, A)
-    real = (labels > 0)[..., None]  # (N, M, 1)
-    anchor_centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
-    box_centre = (boxes[..., :2] + boxes[..., 2:]) / 2  # (N, M, 2)
-    finest = grid.steps.amin(dim=0)  # (2,) one cell of the finest level, a square on the image
-    box_x, box_y = (box_centre / finest)[:, :, None].unbind(dim=-1)  # (N, M, 1) each
-    anchor_x, anchor_y = (anchor_centre / finest).unbind(dim=-1)  # (A,) each
-    distance = (box_x - anchor_x).square_().add_((box_y - anchor_y).square_())  # (N, M, A)
+    iou, intersection = pairwise_iou(grid, boxes)  # (N, M, A) each
+    start, end = boxes.split(2, dim=-1)  # (N, M, 2) each
+    centre = (start.lerp(end, 0.5) / grid.finest_step)[..., None]  # (N, M, 2, 1)
+    distance = (centre - grid.scaled_centres).square_().sum(dim=2)  # (N, M, A)
     candidates, first = [], 0
     for count in grid.counts:
         near = distance[..., first : first + count].topk(min(nearest, count), dim=-1, largest=False).indices
@@ -90,11 +84,12 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
         first += count
     candidates = torch.cat(candidates, dim=-1)  # (N, M, K)
     candidate_iou = iou.gather(2, candidates)  # (N, M, K)
-    threshold = candidate_iou.mean(dim=-1, keepdim=True) + candidate_iou.std(dim=-1, keepdim=True)  # (N, M, 1)
-    centre = anchor_centre[candidates]  # (N, M, K, 2)
-    inside = ((centre > boxes[:, :, None, :2]) & (centre < boxes[:, :, None, 2:])).all(dim=-1)  # (N, M, K)
-    chosen = (candidate_iou >= threshold) & inside
-    best = torch.zeros_like(chosen).scatter_(2, candidate_iou.argmax(dim=-1, keepdim=True), True)
-    chosen = torch.where(chosen.any(dim=-1, keepdim=True), chosen, best) & real
-    score = torch.zeros_like(iou).scatter_(2, candidates, torch.where(chosen, candidate_iou, 0))  # (N, M, A)
-    return assign(score, shared, grid.boxes, labels, cover)
+    deviation, mean = torch.std_mean(candidate_iou, dim=-1, keepdim=True)  # (N, M, 1) each
+    centres = grid.centres[candidates]  # (N, M, K, 2)
+    inside = ((centres > start[:, :, None]) & (centres < end[:, :, None])).all(dim=-1)  # (N, M, K)
+    positive = (candidate_iou >= mean + deviation) & inside
+    # The highest IoU among the positives, or among all candidates where no positive raises its own by 1.
+    best = (candidate_iou + positive).argmax(dim=-1, keepdim=True)  # (N, M, 1)
+    positive = positive.scatter_(2, best, True) & (labels > 0)[..., None]
+    score = torch.zeros_like(iou).scatter_(2, candidates, candidate_iou * positive)  # (N, M, A)
+    return assign(score, intersection, grid, labels, cover)

@@ -70,13 +70,13 @@ class LossWithTaskAlignment(DetectionLoss):
         overlap, _ = paired_iou(grid.decode(codes)[:, None], boxes[:, :, None])  # (N, M, A)
         column = (labels - 1).clamp(min=0)[..., None].expand(-1, -1, len(grid))  # (N, M, A)
         probability = logits.transpose(1, 2).gather(1, column).sigmoid()  # (N, M, A)
-        centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2  # (A, 2)
-        inside = ((centre > boxes[:, :, None, :2]) & (centre < boxes[:, :, None, 2:])).all(dim=-1)  # (N, M, A)
+        start, end = boxes[:, :, None].split(2, dim=-1)  # (N, M, 1, 2) each
+        inside = ((grid.centres > start) & (grid.centres < end)).all(dim=-1)  # (N, M, A)
         alignment = (probability * overlap**6).masked_fill(~inside | (labels <= 0)[..., None], 0)  # (N, M, A)
         chosen = alignment.topk(min(self.most, len(grid)), dim=-1).indices  # (N, M, K)
         score = torch.zeros_like(overlap).scatter_(2, chosen, overlap.gather(2, chosen))
         score = score.masked_fill(alignment <= 0, 0)  # (N, M, A)
-        return assign(score, pairwise_iou(boxes, grid.boxes)[1], grid.boxes, labels)
+        return assign(score, pairwise_iou(grid, boxes)[1], grid, labels)
 
 
 class TrainedNorms(callbacks.FreezeBackbone):
