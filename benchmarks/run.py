@@ -1,42 +1,50 @@
 """How fast `odutils` is against the article's own code, or a naive version where that is not at hand.
 
-    python benchmarks/run.py
+    python benchmarks/run.py                  # on the CPU
+    python benchmarks/run.py --device cuda    # loss, training step, Predictor and training on a GPU
 
-Both run in turns in one process, on one thread, and CPU time is compared: other work on the machine disturbs both
-alike. The ratio of a benchmark is the median over its rounds.
+Both run in turns in one process. Without --device, on one thread, CPU time is compared: other work on the machine
+disturbs both alike. With it the clock on the wall is, which waits for the device; `--device cpu --small` rehearses that
+in a minute. The ratio of a benchmark is the median over its rounds.
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import naive
 import torch
-from torch import nn
+from measuring import CLASSES, TrainingSteps, compare, operations_of_a_step, random_objects, wall_clock
 
 from odutils.anchors import article_grid
 from odutils.augmentation import Augment, import_imgaug
-from odutils.datasets import CocoDetections
+from odutils.datasets import CocoDetections, EpochSampler, make_loader
+from odutils.devices import best_device
+from odutils.errors import InputError
 from odutils.files import DATA, replacing
-from odutils.inference import Predictor, select
+from odutils.images import input_shape, list_images, read_image
+from odutils.inference import Predictor
 from odutils.losses import DetectionLoss
 from odutils.matching import match_iou
 from odutils.presets import build
+from odutils.processes import default_workers
 from odutils.recipe import Recipe
 from odutils.sample.make import make_sample
-from odutils.training import make_learner, make_optimiser
+from odutils.selection import select
+from odutils.training import make_learner
 from odutils.video.annotate import annotate_video
 from odutils.video.reader import VideoReader
 from odutils.video.writer import VideoWriter
 
 HERE = Path(__file__).resolve().parent
-ANCHORS, CLASSES, SIZE = 3150, 80, 224
+ANCHORS, SIZE = 3150, 224
 
 
 class ArticleCode:
@@ -62,38 +70,14 @@ class ArticleCode:
         return examples
 
 
-def compare(baseline, ours, rounds: int, each: int = 1) -> dict:
-    """Milliseconds of CPU time of both, each run `rounds` times in turns; `each`: things done in one run."""
-    baseline(), ours()
-    times = []
-    for _ in range(rounds):
-        pair = []
-        for function in (baseline, ours):
-            start = time.process_time()
-            function()
-            pair.append((time.process_time() - start) * 1e3 / each)
-        times.append(pair)
-    ratios = [a / b for a, b in times]
-    medians = [statistics.median(column) for column in zip(*times, strict=True)]
-    spread = [round(ratio, 2) for ratio in (min(ratios), max(ratios))]
-    return dict(zip(("baseline_ms", "ours_ms"), medians, strict=True), ratio=statistics.median(ratios), spread=spread)
-
-
-def random_objects(images: int, most: int, seed: int = 0):
-    """Boxes (N, M, 4) and labels (N, M) of 1 to `most` objects an image, as many small as large."""
-    chance = torch.Generator().manual_seed(seed)
-    size = 0.05 + 0.6 * torch.rand(images, most, 2, generator=chance) ** 2
-    corner = torch.rand(images, most, 2, generator=chance) * (1 - size)
-    labels = torch.randint(1, CLASSES + 1, (images, most), generator=chance)
-    padding = torch.arange(most) >= torch.randint(1, most + 1, (images, 1), generator=chance)
-    return torch.cat([corner, corner + size], dim=-1).masked_fill(padding[..., None], 0), labels.masked_fill(padding, 0)
-
-
 def loss(args, baseline) -> dict:
     """Loss of the preset `article`, forward and backward, batch 32, up to 15 objects an image."""
-    boxes, labels = random_objects(32, 15)
-    logits, codes = torch.randn(32, ANCHORS, CLASSES + 1) - 3, torch.randn(32, ANCHORS, 4) / 2
-    ours, known = DetectionLoss(article_grid(), "article"), torch.ones(32, CLASSES, dtype=torch.bool)
+    images = 2 if args.small else 32
+    boxes, labels = (tensor.to(args.device) for tensor in random_objects(images, 15))
+    logits = (torch.randn(images, ANCHORS, CLASSES + 1) - 3).to(args.device)
+    codes = (torch.randn(images, ANCHORS, 4) / 2).to(args.device)
+    known = torch.ones(images, CLASSES, dtype=torch.bool, device=args.device)
+    ours = DetectionLoss(article_grid(), "article").to(args.device)
     columns = slice(0 if isinstance(baseline, ArticleCode) else 1, None)  # the background's is the article's alone
     theirs = [logits[..., columns].clone().requires_grad_(), codes.clone().requires_grad_()]
     mine = [logits[..., 1:].clone().requires_grad_(), codes.clone().requires_grad_()]
@@ -106,7 +90,8 @@ def loss(args, baseline) -> dict:
     return compare(
         lambda: run(theirs, lambda: baseline.loss(*theirs, boxes, labels)),
         lambda: run(mine, lambda: ours(mine, boxes, labels, known)),
-        rounds=15,
+        rounds=2 if args.small else 15,
+        clock=args.clock,
     )
 
 
@@ -171,69 +156,147 @@ def inference(args, baseline) -> dict:
         )
 
 
-def training(args, baseline) -> dict:
+def training(args, baseline, batch_size: int = 16, size: int = 256) -> dict:
     """A step of `pyramid` with loss and callbacks, against network, backward and fused AdamW; batch 16, 256 px."""
-    detector, recipe, steps = build("pyramid"), Recipe(epochs=1), 3
-    boxes, labels = random_objects(16, 15)
-    batch = (torch.randint(0, 256, (16, 3, 256, 256), dtype=torch.uint8), boxes, labels, torch.ones(16, CLASSES) > 0)
-    dls = SimpleNamespace(train=[batch] * steps, valid=[])
-    learn = make_learner(detector, dls, recipe, DetectionLoss(detector.grid(256, 256)))
-    learn.fit(1, valid=False)  # freezes what our training freezes, for both
-    optimiser = make_optimiser(detector, recipe)
-
-    def network_alone():
-        detector.train()
-        for module in detector.backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        for _ in range(steps):
-            logits, codes = detector(batch[0])
-            (logits.mean() + codes.mean()).backward()
-            optimiser.step()
-            optimiser.zero_grad()
-
-    return compare(network_alone, lambda: learn.fit(1, valid=False), rounds=5, each=steps)
+    if args.small:
+        batch_size, size = 2, 64
+    count = 3 if args.device.type == "cpu" else 20
+    steps = TrainingSteps(batch_size, size, args.device, count)
+    rounds = 2 if args.small else 5
+    return compare(steps.network_alone, steps.train, rounds=rounds, each=count, clock=args.clock)
 
 
-BENCHMARKS = {  # aims: ours must be so many times as fast; below 1, ours may take so many times the time
+def large_training(args, baseline) -> dict:
+    """A step of `pyramid` with loss and callbacks, against network, backward and fused AdamW; batch 64, 384 px."""
+    return training(args, baseline, batch_size=64, size=384)
+
+
+def operations(args, baseline) -> dict:
+    """Operations that PyTorch hands to the device for a step of `pyramid`, against those of its network alone."""
+    alone, step = operations_of_a_step()
+    ratio = alone / step
+    return dict(baseline_operations=alone, ours_operations=step, ratio=ratio, spread=[round(ratio, 2)] * 2)
+
+
+def prediction(args, baseline, images: int) -> dict:
+    """An image from its pixels in memory to its detections, against the network alone."""
+    predictor = Predictor.from_weights(device=args.device)
+    image = read_image(list_images(DATA / "photos")[0])
+    height, width = input_shape(*image.shape[:2], predictor.size)
+    fitted = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8, device=args.device)
+    with torch.inference_mode():
+        return compare(
+            lambda: predictor.detector(fitted),
+            lambda: predictor.batch([image] * images),
+            rounds=2 if args.small else 15,
+            each=images,
+            clock=args.clock,
+        )
+
+
+def training_with_loader(args, baseline) -> dict:
+    """An image of a training of `pyramid`, loading included, against loading alone; batch 64, 384 px."""
+    batch_size, size = (4, 64) if args.small else (64, 384)
+    dataset = CocoDetections(args.data, args.split, size, augment=Augment(size))
+    sampler = EpochSampler(dataset)
+    workers = 0 if args.small else default_workers()
+    loader = make_loader(dataset, batch_size, sampler, workers, pin_memory=args.device.type == "cuda")
+    detector = build("pyramid", dataset.classes)
+    criterion = DetectionLoss(detector.grid(size, size))
+    dls = SimpleNamespace(train=loader, valid=[])
+    learn = make_learner(detector, dls, Recipe(epochs=1), criterion, args.device)
+    images = len(loader) * batch_size
+    rounds = 2 if args.small else 5
+    result = compare(
+        lambda: list(loader), lambda: learn.fit(1, valid=False), rounds=rounds, each=images, clock=args.clock
+    )
+    return result | {"images_per_second": 1e3 / result["ours_ms"], "workers": workers}
+
+
+ON_CPU = {  # aims: ours must be so many times as fast; below 1, ours may take so many times the time
     "loss": (loss, 2.0),
     "loader": (loader, 2.3),
     "inference": (inference, 2.7),
     "training": (training, 1 / 1.05),
+    "operations": (operations, 1 / 1.25),
     "decoding": (decoding, 1 / 1.6),
     "video": (video, None),
 }
-AGAINST = {"training": "network alone", "decoding": "decoding alone", "video": "decoding and encoding alone"}
+ON_DEVICE = {
+    "loss": (loss, None),
+    "training": (training, 1 / 1.10),
+    "large_training": (large_training, 1 / 1.10),
+    "predictor_1": (partial(prediction, images=1), None),
+    "predictor_32": (partial(prediction, images=32), None),
+    "training_with_loader": (training_with_loader, None),
+}
+AGAINST = {
+    "training": "network alone",
+    "large_training": "network alone",
+    "operations": "network alone",
+    "predictor_1": "network alone",
+    "predictor_32": "network alone",
+    "training_with_loader": "loading alone",
+    "decoding": "decoding alone",
+    "video": "decoding and encoding alone",
+}
 
 
-def main():
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", default=list(BENCHMARKS), help=f"some of {', '.join(BENCHMARKS)}; default: all"
+        "names", nargs="*", help=f"some of {', '.join(ON_CPU)}; with --device of {', '.join(ON_DEVICE)}; default: all"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="measure there by the clock on the wall")
+    parser.add_argument("--small", action="store_true", help="a rehearsal: small batches, two rounds, empty figures")
     parser.add_argument("--article", type=Path, default=HERE.parents[1] / "shared" / "article" / "article.py")
     parser.add_argument("--data", help="a folder in COCO's layout for the loader; default: a drawn sample")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--machine", default="", help="named in the results")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    parser.add_argument("--machine", default="", help="named in the results; default on a GPU: its own name")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results' JSON files")
+    args = parser.parse_args(arguments)
+    args.benchmarks = ON_DEVICE if args.device else ON_CPU
+    args.names = args.names or list(args.benchmarks)
+    if unknown := [name for name in args.names if name not in args.benchmarks]:
+        parser.error(f"no benchmark {unknown[0]!r} here: choose of {', '.join(args.benchmarks)}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    suffix = f"_{args.device}" if args.device else ""
+    try:
+        args.device = best_device(args.device or "cpu")
+    except InputError as error:
+        sys.exit(str(error))
+    args.clock = wall_clock(args.device) if suffix else time.process_time
+    if args.device.type == "cuda":
+        args.machine = args.machine or torch.cuda.get_device_name(args.device)
+    if not suffix:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
     torch.manual_seed(0)
     baseline = ArticleCode(args.article) if args.article.is_file() else naive
     with tempfile.TemporaryDirectory() as folder:
         args.scratch = folder
-        args.data = args.data or make_sample(Path(folder) / "sample", images=(100, 1))
-        print("| benchmark | baseline, ms | odutils, ms | ratio (smallest … largest) | aim |\n|---|---|---|---|---|")
+        images = (8 if args.small else 256 if suffix else 100, 1)
+        args.data = args.data or make_sample(Path(folder) / "sample", images=images)
+        print(f"{args.machine or 'CPU'}, torch {torch.__version__}\n")
+        print("| benchmark | baseline | odutils | ratio (smallest … largest) | aim |\n|---|---|---|---|---|")
         for name in args.names:
-            function, aim = BENCHMARKS[name]
+            function, aim = args.benchmarks[name]
             result = function(args, baseline)
             low, high = result["spread"]
-            times = f"{result['baseline_ms']:.2f} | {result['ours_ms']:.2f}"
+            unit = "operations" if name == "operations" else "ms"
+            figures = " | ".join(f"{result[f'{one}_{unit}']:.6g} {unit}" for one in ("baseline", "ours"))
             aimed = "" if aim is None else f"{aim:.2f}"
-            print(f"| {name} | {times} | {result['ratio']:.2f} ({low} … {high}) | {aimed} |", flush=True)
+            print(f"| {name} | {figures} | {result['ratio']:.2f} ({low} … {high}) | {aimed} |", flush=True)
+            what = getattr(function, "func", function).__doc__
             against = AGAINST.get(name, "article" if baseline is not naive else "naive")
-            result |= {"what": function.__doc__, "baseline": against, "aim": aim, "machine": args.machine}
-            with replacing(HERE / "results" / f"{name}.json") as path:
+            result |= {"what": what, "baseline": against, "aim": aim, "machine": args.machine}
+            result |= {"small": True} if args.small else {}
+            args.out.mkdir(parents=True, exist_ok=True)
+            with replacing(args.out / f"{name}{suffix}.json") as path:
                 path.write_text(json.dumps(result | {"torch": torch.__version__}, indent=2) + "\n")
 
 

@@ -18,14 +18,11 @@ from torchvision.datasets import CocoDetection, VisionDataset
 
 from odutils.augmentation import Augment, clip_boxes
 from odutils.classes import CLASSES
-from odutils.coco.checking import check_dataset
 from odutils.coco.reading import annotation_file, image_path, read_dataset
 from odutils.errors import InputError
 from odutils.images import fit, read_image, upright_size
 
 MOST_REPEATS = 4  # without a limit six hair driers, eleven times an epoch, made the detector see hair driers everywhere
-
-__all__ = ["CocoDetections", "EpochSampler", "check_dataset", "collate", "make_loader", "repeat_factors"]
 
 
 class CocoDetections(CocoDetection):

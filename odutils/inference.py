@@ -19,9 +19,7 @@ from odutils.images import Placement, fit, input_shape, list_images, read_image,
 from odutils.model import Detector
 from odutils.onnx_detector import OnnxDetector
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
-from odutils.selection import EVALUATED, check_options, select, select_batch
-
-__all__ = ["EVALUATED", "Detections", "Predictor", "as_array", "select", "select_batch", "to_detections"]
+from odutils.selection import check_options, select_batch
 
 
 class Detections(NamedTuple):

@@ -11,9 +11,9 @@ from odutils.anchors import article_grid, pyramid_grid
 from odutils.devices import best_device
 from odutils.errors import InputError
 from odutils.images import fit, input_shape
-from odutils.inference import Predictor, as_array, select, select_batch, to_detections
+from odutils.inference import Predictor, as_array, to_detections
 from odutils.presets import build
-from odutils.selection import select_together
+from odutils.selection import select, select_batch, select_together
 
 LOW = 0.05  # threshold at which a network with random weights finds something
 

@@ -15,11 +15,13 @@ from odutils.article_weights import published_grid
 from odutils.errors import InputError
 from odutils.files import DATA
 from odutils.images import list_images, read_image
-from odutils.inference import EVALUATED, Predictor
-from odutils.model import ArticleHead, Detector, Settings
+from odutils.inference import Predictor
+from odutils.model import ArticleHead, Detector
 from odutils.onnx_detector import OnnxDetector
 from odutils.onnx_export import cells, export
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
+from odutils.selection import EVALUATED
+from odutils.settings import Settings
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,7 +9,8 @@ import rebuild_photos
 from PIL import Image
 
 from odutils.classes import CLASSES
-from odutils.datasets import CocoDetections, check_dataset
+from odutils.coco.checking import check_dataset
+from odutils.datasets import CocoDetections
 from odutils.errors import InputError
 from odutils.files import DATA
 

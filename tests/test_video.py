@@ -15,8 +15,8 @@ import pytest
 
 from odutils.classes import CLASSES, colour_of
 from odutils.errors import InputError
-from odutils.video.annotate import annotate_video, read_frames
-from odutils.video.reader import VideoReader
+from odutils.video.annotate import annotate_video
+from odutils.video.reader import VideoReader, read_frames
 
 SIDE = 24  # of the bright square, pixels
 

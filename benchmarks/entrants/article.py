@@ -16,7 +16,8 @@ from odutils.anchors import article_grid
 from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Detections, Predictor
 from odutils.losses import DetectionLoss
-from odutils.model import ArticleHead, Detector, LiteBackbone, Settings, ShrinkingStage
+from odutils.model import ArticleHead, Detector, LiteBackbone, ShrinkingStage
+from odutils.settings import Settings
 from odutils.training import miniai
 
 LR, BATCH = 1e-4, 32  # the article's; the rate stays as it is to the end

@@ -15,7 +15,8 @@ from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Predictor
 from odutils.losses import DetectionLoss, Matched, paired_iou
 from odutils.matching import assign, pairwise_iou
-from odutils.model import Detector, LiteBackbone, PyramidHead, Settings
+from odutils.model import Detector, LiteBackbone, PyramidHead
+from odutils.settings import Settings
 from odutils.training import make_learner
 
 

@@ -18,8 +18,9 @@ from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace
 from odutils import callbacks
 from odutils.datasets import CocoDetections, make_loader
 from odutils.images import fit
-from odutils.inference import EVALUATED, Detections, to_detections
+from odutils.inference import Detections, to_detections
 from odutils.model import LiteBackbone
+from odutils.selection import EVALUATED
 from odutils.training import make_optimiser, miniai
 
 

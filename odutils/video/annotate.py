@@ -15,10 +15,8 @@ from odutils.drawing import draw_detections
 from odutils.errors import InputError
 from odutils.files import replacing
 from odutils.progress import bar
-from odutils.video.reader import VideoReader, read_frames
+from odutils.video.reader import VideoReader
 from odutils.video.writer import VideoWriter
-
-__all__ = ["VideoReport", "annotate_video", "read_frames"]
 
 
 class VideoReport(NamedTuple):
