@@ -7,38 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from trainings import CLASSES, find, learner
 
 from odutils.callbacks import EMA, Callback, ClipGradients, FreezeBackbone, Schedule
-from odutils.errors import InputError
-from odutils.losses import DetectionLoss
-from odutils.precision import MixedPrecision, StopIfDiverged, half_precision
 from odutils.presets import build
 from odutils.recipe import Recipe
-from odutils.training import make_learner, make_optimiser
-
-CLASSES = ("cat", "dog", "cup")
-
-
-def random_batch(seed: int, count: int = 2):
-    """Images (N, 3, 64, 64) with one object each."""
-    chance = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=chance)
-    corner = torch.rand(count, 1, 2, generator=chance) * 0.4
-    boxes = torch.cat([corner, corner + 0.5], dim=-1)  # (N, 1, 4)
-    labels = torch.randint(1, 4, (count, 1), generator=chance)
-    return images, boxes, labels, torch.ones(count, 3, dtype=torch.bool)
-
-
-def learner(*extra, steps: int = 3, valid: int = 1, **recipe):
-    """A Learner on random batches, whose callbacks are `extra` and the usual ones."""
-    torch.manual_seed(0)
-    detector = build("pyramid", CLASSES)
-    dls = SimpleNamespace(train=[random_batch(i) for i in range(steps)], valid=[random_batch(99)] * valid)
-    return make_learner(detector, dls, Recipe(size=64, **recipe), DetectionLoss(detector.grid(64, 64)), "cpu", extra)
-
-
-def find(learn, kind):
-    return next(callback for callback in learn.cbs if isinstance(callback, kind))
+from odutils.training import make_optimiser
 
 
 def copy_of(state: dict) -> dict:
@@ -210,7 +184,7 @@ def test_weights_stay_when_a_validation_is_interrupted_before_the_average_is_in_
     assert_same(record.steps[-1], learn.detector.state_dict())  # not those that validation replaced an epoch before
 
 
-# ---- ClipGradients, the optimiser and MixedPrecision
+# ---- ClipGradients and the optimiser
 
 
 def test_clip_gradients_shortens_long_ones_and_leaves_short_ones():
@@ -236,165 +210,6 @@ def test_clipping_and_the_optimiser_work_on_devices_without_fused_kernels(monkey
     detector = build("pyramid", CLASSES)
     assert make_optimiser(detector, Recipe()).defaults["fused"]
     assert not make_optimiser(detector.to("meta"), Recipe()).defaults["fused"]
-
-
-def test_mixed_precision_changes_nothing_on_the_cpu():
-    precision = MixedPrecision()
-    learn = SimpleNamespace(detector=SimpleNamespace(mean=torch.zeros(1)))
-    precision.before_fit(learn)
-    assert not precision.enabled and not learn.scaler.is_enabled()
-    precision.before_batch(learn)
-    assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
-
-
-def test_mixed_precision_is_left_after_an_error():
-    precision = MixedPrecision(torch.bfloat16)
-    learn = SimpleNamespace(detector=SimpleNamespace(mean=torch.zeros(1)))
-    precision.before_fit(learn)
-    precision.before_batch(learn)
-    assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16
-    precision.cleanup_batch(learn)  # the network has raised
-    assert not torch.is_autocast_enabled("cpu")
-    assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
-
-
-@pytest.mark.parametrize("real, kind", [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_card_that_only_imitates_bfloat16_gets_float16(monkeypatch, real, kind):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real)
-    assert half_precision("cuda") == kind
-    assert half_precision("cpu") is None and half_precision("mps") is None
-
-
-class Overflow(Callback):
-    """An infinite gradient at one step, as float16 makes it where the scale is too large."""
-
-    order = 5  # before MixedPrecision takes the scale away
-
-    def __init__(self, at: int):
-        self.at, self.weights, self.rates = at, [], []
-
-    def after_backward(self, learn):
-        if learn.steps == self.at:
-            learn.detector.head.class_output.weight.grad[0] = math.inf
-
-    def after_batch(self, learn):
-        if learn.training:
-            self.weights.append(learn.detector.head.class_output.weight.detach().clone())
-            self.rates.append(learn.opt.param_groups[0]["lr"])
-
-
-class Float16(MixedPrecision):
-    """float16 on the CPU, with a scale that these random batches can bear from the start."""
-
-    def before_fit(self, learn):
-        self.dtype = torch.float16
-        super().before_fit(learn)
-        learn.scaler = self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-
-
-def with_float16(*extra, **recipe):
-    learn = learner(*extra, epochs=1, pretrained=False, **recipe)
-    learn.cbs = [Float16() if type(callback) is MixedPrecision else callback for callback in learn.cbs]
-    return learn
-
-
-def test_float16_skips_a_step_with_an_infinite_gradient_and_keeps_count():
-    watch = Overflow(at=1)
-    learn = with_float16(watch, steps=4, warm_up=0)
-    learn.fit(1)
-    first, second, third, _ = watch.weights
-    assert torch.equal(first, second) and not torch.equal(second, third)
-    assert learn.steps == 4 and learn.scaler.get_scale() == 128  # half of what it was
-    assert len(set(watch.rates)) == 4  # the schedule goes on
-    assert all(torch.isfinite(weights).all() for weights in watch.weights)
-
-
-def test_float16_learns_what_float32_learns():
-    """The scale leaves no trace: the first step's gradient is that of float32 but for rounding."""
-    gradients = []
-
-    class Keep(Callback):
-        order = 30
-
-        def after_backward(self, learn):
-            gradients.append(torch.cat([p.grad.flatten() for p in learn.detector.head.parameters()]))
-
-    with_float16(Keep(), steps=1, valid=0).fit(1, valid=False)
-    learner(Keep(), steps=1, valid=0, epochs=1, pretrained=False).fit(1, valid=False)
-    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
-    assert gradients[0].norm() == pytest.approx(float(gradients[1].norm()), rel=0.1)
-
-
-def test_the_scale_survives_an_interruption():
-    first, second = with_float16(Overflow(at=1), steps=2), with_float16(steps=1)
-    first.fit(1)
-    second.cbs.append(Recall(find(first, MixedPrecision).memory()))
-    second.fit(1)
-    assert second.scaler.get_scale() == first.scaler.get_scale() == 128
-
-
-class Recall(Callback):
-    """Gives MixedPrecision a memory, as Resume does."""
-
-    order = 40
-
-    def __init__(self, memory: dict):
-        self.given = memory
-
-    def before_fit(self, learn):
-        find(learn, MixedPrecision).recall(self.given)
-
-
-# ---- StopIfDiverged
-
-
-class Spoil(Callback):
-    """The loss or the gradient of one step is no number."""
-
-    order = 18  # before ClipGradients and StopIfDiverged see it
-
-    def __init__(self, at: int, what: str):
-        self.at, self.what = at, what
-
-    def after_loss(self, learn):
-        if learn.training and learn.steps == self.at and self.what == "loss":
-            learn.loss = learn.loss * math.nan
-
-    def after_backward(self, learn):
-        if learn.steps == self.at and self.what == "gradient":
-            learn.detector.head.class_output.bias.grad[0] = math.inf
-
-
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_training_that_diverges_is_stopped_with_a_sentence(what):
-    learn = learner(Spoil(2, what), steps=4, epochs=2, pretrained=False)
-    with pytest.raises(InputError, match=r"diverged: loss .*, gradient .* at step 3 of epoch 0, learning rate .*--lr"):
-        learn.fit(2)
-    assert learn.steps == 3
-
-
-def test_a_gpu_is_asked_only_now_and_then(monkeypatch):
-    """As on a GPU, where to look at a number is to wait for it: 20 steps a look, and one after each epoch."""
-    looks = []
-    look = StopIfDiverged.look
-    monkeypatch.setattr(StopIfDiverged, "look", lambda self, learn: looks.append(learn.steps) or look(self, learn))
-    stop = StopIfDiverged(every=4)
-    loss = SimpleNamespace(detach=lambda: torch.ones(()).as_subclass(OnGPU))
-    learn = SimpleNamespace(training=True, loss=loss, gradient_norm=torch.ones(()), steps=0)
-    learn.scaler = SimpleNamespace(is_enabled=lambda: False)
-    stop.before_epoch(learn)
-    for learn.steps in range(1, 11):
-        stop.after_batch(learn)
-    stop.after_epoch(learn)
-    assert looks == [4, 8, 10]
-
-
-class OnGPU(torch.Tensor):
-    """A number that says it is on a GPU."""
-
-    @property
-    def device(self):
-        return SimpleNamespace(type="cuda")
 
 
 def test_every_callback_of_a_learner_works_without_logging_and_resuming():

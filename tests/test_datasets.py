@@ -2,6 +2,8 @@
 chance that depends on (seed, epoch, index) alone, so that a resumed or a shared run sees what the unbroken one does."""
 
 import json
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.datasets import CocoDetections, EpochSampler, collate, make_loader, repeat_factors
 from odutils.errors import InputError
 from odutils.images import fit, read_image
+from odutils.mosaic import WithMosaic
 
 PERSON, CAT, TOOTHBRUSH = 1, 17, 90  # COCO's category ids
 CATEGORIES = {PERSON: "person", CAT: "cat", TOOTHBRUSH: "toothbrush"}
@@ -258,6 +261,37 @@ def test_batches_do_not_depend_on_the_number_of_workers(many, of_two_workers):
     assert len(alone) == len(of_two_workers) == 4
     for batch, other in zip(alone, of_two_workers, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", [CocoDetections, WithMosaic])
+def test_workers_that_are_not_forked_make_the_same_batches(many, kind):
+    """As on macOS, on Windows, and on Linux from Python 3.14: the data set travels to them as a pickle."""
+    dataset = kind(many.root.parent, "train", size=64, augment=Augment(64, seed=1))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(torch.equal(a, b) for a, b in zip(copy[3, 5], dataset[3, 5], strict=True))
+    sampler = EpochSampler(dataset, seed=2)
+    loader = make_loader(dataset, 4, sampler, workers=1)
+    loader.multiprocessing_context = "spawn"
+    for sampler.epoch in (0, 1):
+        for batch, other in zip(batches(dataset, sampler.epoch), loader, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_workers_stay_from_epoch_to_epoch(many):
+    sampler = EpochSampler(many, seed=2)
+    loader = make_loader(many, 4, sampler, workers=1)
+    processes = []
+    for sampler.epoch in (0, 1):
+        loaded = list(loader)
+        processes.append([worker.pid for worker in multiprocessing.active_children()])
+        assert all(
+            torch.equal(batch[0], alone[0]) for batch, alone in zip(loaded, batches(many, sampler.epoch), strict=True)
+        )
+    sampler.start = 8  # as after an interruption
+    rest = list(loader)
+    assert len(rest) == 2 and torch.equal(rest[1][0], loaded[3][0])
+    assert processes[0] == processes[1] != []
+    assert not loader.pin_memory and make_loader(many, 4, pin_memory=True).pin_memory
 
 
 def test_two_workers_never_draw_the_same(of_two_workers):

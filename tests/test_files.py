@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -199,6 +200,29 @@ def test_two_processes_do_not_work_in_one_folder_and_a_killed_one_leaves_no_lock
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"), locked(tmp_path / "file" / "train"):
         pass
+
+
+def test_processes_that_load_images_keep_no_lock_of_a_training_that_was_killed(tmp_path):
+    """They are forked from it and notice its end only after some seconds."""
+    script = """
+import os, sys, time
+from odutils.files import locked
+with locked(sys.argv[1]):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    training = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    child = int(training.stdout.readline())
+    try:
+        training.kill()
+        training.wait()
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_download_is_verified_and_kept(tmp_path, server):
