@@ -14,19 +14,20 @@ GRID = article_grid()
 
 def loss(logits, codes, boxes, labels):
     """The article preset's loss, image after image. Shapes as in `DetectionLoss`."""
-    total = 0.0
+    total, grid = 0.0, GRID.to(logits.device)
+    one_of_each = torch.eye(logits.shape[-1] + 1, device=logits.device)
     for image_logits, image_codes, image_boxes, image_labels in zip(logits, codes, boxes, labels, strict=True):
         image_boxes, image_labels = image_boxes[image_labels > 0], image_labels[image_labels > 0]
-        overlap = box_iou(image_boxes, GRID.boxes)  # (M, A)
+        overlap = box_iou(image_boxes, grid.boxes)  # (M, A)
         best, index = overlap.max(dim=0)
         for number, anchor in enumerate(overlap.argmax(dim=1)):
             best[anchor], index[anchor] = 2, number
         matched = best > 0.5
-        targets = torch.eye(logits.shape[-1] + 1)[torch.where(matched, image_labels[index], 0)][:, 1:]  # (A, C)
+        targets = one_of_each[torch.where(matched, image_labels[index], 0)][:, 1:]  # (A, C)
         p = image_logits.sigmoid().detach()
         p_t, alpha = p * targets + (1 - p) * (1 - targets), 0.25 * targets + 0.75 * (1 - targets)
         entropy = F.binary_cross_entropy_with_logits(image_logits, targets, alpha * (1 - p_t), reduction="sum")
-        error = (GRID.decode(image_codes)[matched] - image_boxes[index][matched]).abs().mean()
+        error = (grid.decode(image_codes)[matched] - image_boxes[index][matched]).abs().mean()
         total = total + entropy / logits.shape[-1] + error
     return total
 
