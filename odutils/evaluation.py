@@ -37,17 +37,13 @@ class MatchedResults(NamedTuple):
 
 def to_results(dataset: CocoDetections, index: int, found: Detections) -> list[dict]:
     """The detections of image `index` as COCO results; classes that the data set's file does not have are left out."""
-    image_id = dataset.ids[index]
-    return [
-        {
-            "image_id": image_id,
-            "category_id": dataset.category_of[label],
-            "bbox": [float(v) for v in (*box[:2], *(box[2:] - box[:2]))],
-            "score": float(score),
-        }
-        for box, label, score in zip(found.boxes, found.labels.tolist(), found.scores, strict=True)
-        if label in dataset.category_of
-    ]
+    results = []
+    for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True):
+        if label in dataset.category_of:
+            x1, y1, x2, y2 = box
+            about = {"image_id": dataset.ids[index], "category_id": dataset.category_of[label]}
+            results.append(about | {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
+    return results
 
 
 def predict(
@@ -77,8 +73,8 @@ def results_of_batch(
 ) -> list[dict]:
     """COCO results of a batch that the data set itself made, its images numbered from `first`.
 
-    predictions: class_logits (N, A, C) and box_codes (N, A, 4).   The images' sizes are those of their files, as in
-    `predict`: the two give the same results, whatever the JSON says.
+    predictions: class_logits (N, A, C) and box_codes (N, A, 4). The images' sizes are those of their files, not those
+    of the JSON, so that `predict` gives the same results.
     """
     logits, codes = predictions
     selected = select_batch(logits.float(), codes.float(), grid, threshold=EVALUATED, class_agnostic=False)
@@ -93,8 +89,8 @@ def results_of_batch(
 def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None) -> dict:
     """COCO's metrics by pycocotools: AP (mean over IoU 0.50:0.95), AP50, AP75, AP of small, medium and large objects.
 
-    As in pycocotools, -1 where there is no such object. Crowds, difficult objects and classes that an image's source
-    does not label count neither way. `by_class` {name: AP50} comes with them.   image_ids: score these images only.
+    -1 where there is no such object. Crowds, difficult objects and classes that an image's source does not label count
+    neither way. `by_class` {name: AP50} comes with them.   image_ids: score these images only.
     Raises InputError if a result names another image or category.
     """
     evaluation = run_cocoeval(dataset, only_labelled(dataset, results), image_ids)
@@ -110,9 +106,8 @@ def score(dataset: CocoDetections, results: list[dict], image_ids: list[int] | N
 def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[int] | None = None):
     """pycocotools' COCOeval after its first step: each result matched to a ground-truth object or to none (`evalImgs`).
 
-    Difficult objects, and objects of a class that their image's source does not label, are ignored as crowds are: not
-    found, they are no false negatives, and a result that is matched to one is neither a true nor a false positive.
-    `accumulate()` and `summarize()` make precision, recall and AP of it.
+    Difficult objects, and objects of a class that their image's source does not label, are ignored as crowds are: never
+    FN, nor is a result that is matched to one TP or FP. `accumulate()` and `summarize()` make AP of it.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -125,10 +120,9 @@ def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[i
             numbers = itertools.count(1)
             for (image_id, category_id), objects in self._gts.items():
                 unknown = not known[image_id][dataset.label_of[category_id] - 1]
-                ignored = (int(bool(unknown or one["ignore"] or one.get("difficult"))) for one in objects)
-                self._gts[image_id, category_id] = [
-                    one | {"ignore": ignore, "id": next(numbers)} for one, ignore in zip(objects, ignored, strict=True)
-                ]
+                ignored = [int(bool(unknown or one["ignore"] or one.get("difficult"))) for one in objects]
+                copies = [o | {"ignore": i, "id": next(numbers)} for o, i in zip(objects, ignored, strict=True)]
+                self._gts[image_id, category_id] = copies
 
     with contextlib.redirect_stdout(io.StringIO()):
         detected = dataset.coco.loadRes(copy.deepcopy(results)) if results else COCO()  # loadRes chokes on none
@@ -140,7 +134,7 @@ def run_cocoeval(dataset: CocoDetections, results: list[dict], image_ids: list[i
 
 
 def known_classes(dataset: CocoDetections) -> dict[int, list[bool]]:
-    """Which classes are labelled in an image (C,), by image id."""
+    """Which classes are labelled in each image (C,), by image id."""
     return {image_id: dataset.known(index).tolist() for index, image_id in enumerate(dataset.ids)}
 
 
@@ -154,10 +148,9 @@ def only_labelled(dataset: CocoDetections, results: list[dict]) -> list[dict]:
 
 
 def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResults:
-    """Which results are true positives and which objects are found, at IoU 0.5, matched as `score` does.
+    """Which results are true positives and which objects are found, at IoU 0.5. Raises InputError as `score` does.
 
     Best score first, each result takes the object of its class and image that it overlaps most and that is still free.
-    Raises InputError as `score` does.
     """
     results = only_labelled(dataset, results)
     evaluation = run_cocoeval(dataset, results)
@@ -175,10 +168,7 @@ def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResult
 
 
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
-    """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`.
-
-    The metrics of a single source are those of all images; they are not computed twice.
-    """
+    """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`."""
     overall = score(dataset, results)
     by_class = overall.pop("by_class")
     by_source: dict[str, list[int]] = {}
@@ -194,9 +184,7 @@ def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
 def operating_points(dataset: CocoDetections, results: list[dict], thresholds: list[float]) -> list[dict]:
     """Precision and recall at IoU 0.5 of the results above each score threshold, over all classes together.
 
-    precision = TP / (TP + FP), the share of the boxes drawn that are true positives; recall = TP / (TP + FN), the share
-    of the ground-truth objects that are found. Both are 0 where there is nothing to divide by. Boxes on crowds and
-    difficult objects count neither way. Results: of `predict(…, class_agnostic=True)`, as people see them.
+    Both are 0 where there is nothing to divide by.   results: of `predict(…, class_agnostic=True)`, as people see them.
     Returns a dict of threshold, precision, recall and boxes (an image, on average) for each threshold.
     """
     matched = match_results(dataset, results)
