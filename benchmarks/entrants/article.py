@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
-from run import ArticleCode
+from article_code import ArticleCode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
