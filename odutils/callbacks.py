@@ -17,9 +17,11 @@ The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, â€
     resumed_inside_epoch  this epoch began before the last start            Steps, Resume           LogLosses
     batch                 (images, boxes, labels, known)                    Learner, ToDevice       DetectorStep
     preds                 (class logits, box codes)                         DetectorStep            CocoMetrics
-    loss                  of the batch; of the joint one after after_batch  DetectorStep, Share     the logs
+    loss                  of the batch; of the joint one after after_batch  DetectorStep, Share     LogLosses, Progress,
+                                                                                                    StopIfDiverged
     loss_func.parts       its class and its box share (2,)                  DetectionLoss, Share    LogLosses
-    scaler                GradScaler, enabled for float16 only              MixedPrecision          DetectorStep
+    scaler                GradScaler, enabled for float16 only              MixedPrecision          DetectorStep,
+                                                                                                    StopIfDiverged
     gradient_norm         length of the gradient before it is clipped       ClipGradients           StopIfDiverged
     row                   what this epoch logs, name to number or None      Steps; LogLosses,       SaveBest, Progress
                                                                             CocoMetrics add to it

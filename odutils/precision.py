@@ -1,7 +1,7 @@
 """Numbers of 16 bits where a GPU is faster with them, and the end of a training whose numbers outgrow every type."""
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -29,7 +29,7 @@ class MixedPrecision(Callback):
         device = learn.detector.mean.device.type
         dtype = self.dtype or half_precision(device)
         self.enabled = dtype is not None
-        self.autocast = partial(torch.autocast, device, dtype=dtype, enabled=self.enabled)
+        self.autocast = partial(torch.autocast, device, dtype=dtype) if self.enabled else nullcontext
         learn.scaler = self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     def before_batch(self, learn):

@@ -21,7 +21,8 @@ def is_first_process() -> bool:
 def default_workers() -> int:
     """How many processes should load this process's images: a core for each, at most 8 (each holds the data set)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // number_of_processes()))
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", number_of_processes()))
+    return max(1, min(8, cores // on_this_machine))
 
 
 def join_processes(device: str | None = None):

@@ -138,14 +138,13 @@ def train(
     sampler = EpochSampler(train_set, recipe.seed, recipe.balance, process, processes)
     batch_size = recipe.batch_size // processes
     if len(sampler) < batch_size:
-        raise InputError(f"{data}: the {len(train_set)} images of {train_split!r} do not fill a batch: take a smaller")
+        raise InputError(f"{data}: the {len(train_set)} images of {train_split!r} do not fill a batch: make it smaller")
     loader = partial(make_loader, batch_size=batch_size, workers=workers, pin_memory=where.type == "cuda")
     dls = SimpleNamespace(train=loader(train_set, sampler=sampler), valid=loader(valid_set) if first else [])
 
     detector = make_detector(recipe, train_set.classes, weights)
-    loss = DetectionLoss(
-        detector.grid(recipe.size, recipe.size), "article" if recipe.preset == "article" else "quality"
-    )
+    kind = "article" if recipe.preset == "article" else "quality"
+    loss = DetectionLoss(detector.grid(recipe.size, recipe.size), kind)
     settings = {**asdict(recipe), "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
     extra = [Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
     if accelerator:
@@ -192,7 +191,7 @@ def describe(train_set, valid_set, device: torch.device, workers: int, processes
         f"to learn from: {plural(len(train_set), 'image')} with {plural(train_set.object_count, 'object')}, "
         f"to validate on: {plural(len(valid_set), 'image')} with {plural(valid_set.object_count, 'object')}",
         f"classes ({len(classes)}): {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}",
-        f"computed on {device}; images loaded by {plural(workers, 'worker')}",
+        f"computed on {device}; images loaded by {plural(workers, 'worker') if workers else 'this process'}",
     ]
     if processes > 1 and device.type != "cuda":
         lines.append(f"{processes} processes share each batch; batch norm sees the share of each by itself")

@@ -83,7 +83,7 @@ def test_the_command_says_what_was_chosen(quick, sample, tmp_path, run):
     objects = sum(len(of_image) for of_image in CocoDetections(sample, "train").labels)
     assert f"13 images with {objects} objects, to validate on: 3 images" in lines[1]
     assert lines[2].startswith("classes (80): person, bicycle, car, motorcycle, airplane, …")
-    assert lines[3] == "computed on cpu; images loaded by no workers"
+    assert lines[3] == "computed on cpu; images loaded by this process"
     assert max(map(len, lines[4:-2])) <= 80 and "train_loss" in lines[4]
 
 
