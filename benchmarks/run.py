@@ -5,7 +5,7 @@
 
 Both run in turns in one process. Without --device, on one thread, CPU time is compared: other work on the machine
 disturbs both alike. With it the clock on the wall is, which waits for the device; `--device cpu --small` rehearses that
-in a minute. The ratio of a benchmark is the median over its rounds.
+in seconds. The ratio of a benchmark is the median over its rounds.
 """
 
 import argparse
@@ -65,7 +65,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "names", nargs="*", help=f"some of {', '.join(ON_CPU)}; with --device of {', '.join(ON_DEVICE)}; default: all"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="measure there by the clock on the wall")
-    parser.add_argument("--small", action="store_true", help="a rehearsal: small batches, two rounds, empty figures")
+    parser.add_argument(
+        "--small", action="store_true", help="a rehearsal: small batches and one round, whose figures say nothing"
+    )
     parser.add_argument("--article", type=Path, default=HERE.parents[1] / "shared" / "article" / "article.py")
     parser.add_argument("--data", help="a folder in COCO's layout for the loader; default: a drawn sample")
     parser.add_argument("--split", default="train")

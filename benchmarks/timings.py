@@ -51,7 +51,7 @@ def loss(args, baseline) -> dict:
     return compare(
         lambda: run(theirs, lambda: baseline.loss(*theirs, boxes, labels)),
         lambda: run(mine, lambda: ours(mine, boxes, labels, known)),
-        rounds=2 if args.small else 15,
+        rounds=1 if args.small else 15,
         clock=args.clock,
     )
 
@@ -112,7 +112,7 @@ def inference(args, baseline) -> dict:
         return compare(
             lambda: [baseline.select(theirs, codes, 0.22, 0.2) for _ in range(10)],
             lambda: [select(mine, codes, grid, **options) for _ in range(10)],
-            rounds=25,
+            rounds=1 if args.small else 25,
             each=10,
         )
 
@@ -121,9 +121,9 @@ def training(args, baseline, batch_size: int = 16, size: int = 256) -> dict:
     """A step of `pyramid` with loss and callbacks, against network, backward and fused AdamW; batch 16, 256 px."""
     if args.small:
         batch_size, size = 2, 64
-    count = 3 if args.device.type == "cpu" else 20
+    count = 1 if args.small else 3 if args.device.type == "cpu" else 20
     steps = TrainingSteps(batch_size, size, args.device, count)
-    rounds = 2 if args.small else 5
+    rounds = 1 if args.small else 5
     return compare(steps.network_alone, steps.train, rounds=rounds, each=count, clock=args.clock)
 
 
@@ -141,6 +141,7 @@ def operations(args, baseline) -> dict:
 
 def prediction(args, baseline, images: int) -> dict:
     """An image from its pixels in memory to its detections, against the network alone."""
+    images = min(images, 2) if args.small else images
     predictor = Predictor.from_weights(device=args.device)
     image = read_image(list_images(DATA / "photos")[0])
     height, width = input_shape(*image.shape[:2], predictor.size)
@@ -149,7 +150,7 @@ def prediction(args, baseline, images: int) -> dict:
         return compare(
             lambda: predictor.detector(fitted),
             lambda: predictor.batch([image] * images),
-            rounds=2 if args.small else 15,
+            rounds=1 if args.small else 15,
             each=images,
             clock=args.clock,
         )
@@ -167,8 +168,11 @@ def training_with_loader(args, baseline) -> dict:
     dls = SimpleNamespace(train=loader, valid=[])
     learn = make_learner(detector, dls, Recipe(epochs=1), criterion, args.device)
     images = len(loader) * batch_size
-    rounds = 2 if args.small else 5
-    result = compare(
-        lambda: list(loader), lambda: learn.fit(1, valid=False), rounds=rounds, each=images, clock=args.clock
-    )
+
+    def load():
+        for _ in loader:
+            pass
+
+    rounds = 1 if args.small else 5
+    result = compare(load, lambda: learn.fit(1, valid=False), rounds=rounds, each=images, clock=args.clock)
     return result | {"images_per_second": 1e3 / result["ours_ms"], "workers": workers}

@@ -1,8 +1,8 @@
-"""Where a detector looks, and how a box is written as four numbers against an anchor.
+"""Anchors, and how boxes are encoded as offsets from them: the targets of box regression.
 
-An anchor is a box at a fixed place; the network answers "which class, and how does the object's box differ from mine?"
-once an anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand level after level from fine to coarse, row
-by row, exactly in the order in which the heads of `model.py` emit their answers. A anchors, L levels.
+An anchor is a box at a fixed place. The network makes one prediction per anchor: the scores of the classes, and how the
+object's box differs from the anchor. Boxes are xyxy in 0…1 of the network's input. Anchors stand level after level from
+fine to coarse, row by row: in the order of the predictions that the heads of `model.py` make. A anchors, L levels.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,7 @@ from torchvision.ops import box_convert
 
 ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
 PYRAMID_STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells
-PYRAMID_ANCHOR = (
-    5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS uses 8, for input four times as large)
-)
+PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS: 8, for input four times as large)
 
 
 def once(compute: Callable) -> cached_property:
@@ -28,7 +26,7 @@ def once(compute: Callable) -> cached_property:
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """All anchors of a detector for one input size, and the coding of boxes against them.
+    """All anchors of a detector for one input size, and the coding of boxes as offsets from them.
 
     What follows from the anchors alone is computed once, when it is first asked for.
     """
@@ -52,7 +50,8 @@ class AnchorGrid:
         """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
-        return torch.addcmul(self.sides_frame[0], F.softplus(codes), self.sides_frame[1])
+        origin, direction = self.sides_frame
+        return torch.addcmul(origin, F.softplus(codes), direction)
 
     def encode(self, boxes: Tensor) -> Tensor:
         """Boxes (…, A, 4), one per anchor -> the codes that decode to them, or to the nearest boxes within reach."""
@@ -62,12 +61,12 @@ class AnchorGrid:
 
     @once
     def centres(self) -> Tensor:
-        """(A, 2)"""
+        """(A, 2) x and y."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
     @once
     def areas(self) -> Tensor:
-        """(A,)"""
+        """(A,), as shares of the input."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=-1)
 
     @once
@@ -87,6 +86,7 @@ class AnchorGrid:
 
     @once
     def sides_frame(self) -> tuple[Tensor, Tensor]:
+        """See the function of that name."""
         return sides_frame(self.boxes, self.steps)
 
 
@@ -99,7 +99,7 @@ def decode_tanh(codes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def encode_tanh(boxes: Tensor, anchors: Tensor, limit: float = 0.999) -> Tensor:
-    """Inverse of `decode_tanh`; what lies beyond its reach becomes ±atanh(limit)."""
+    """Inverse of `decode_tanh`; an offset beyond its reach becomes ±atanh(limit)."""
     centre, size = box_convert(anchors, "xyxy", "cxcywh").split(2, dim=-1)  # (A, 2) each
     box_centre, box_size = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)  # (…, A, 2) each
     ratio = torch.cat([(box_centre - centre) / size, box_size / size - 1], dim=-1) * 2  # (…, A, 4)
@@ -113,7 +113,7 @@ def decode_sides(codes: Tensor, anchors: Tensor, steps: Tensor) -> Tensor:
 
 
 def sides_frame(anchors: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the four sides start, at the anchor's centre, and what a distance of one cell adds to them: (A, 4) each."""
+    """Where the four distances begin, at the anchor's centre, and what one cell of distance adds: (A, 4) each."""
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
     return torch.cat([centre, centre], dim=-1), torch.cat([-steps, steps], dim=-1)
 
@@ -144,7 +144,7 @@ def shapes_of_a_cell() -> Tensor:
 @lru_cache
 @torch.inference_mode(False)  # a cached grid may be needed for training, too
 def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) -> AnchorGrid:
-    """The article's 3,150 anchors: 45 a cell on maps of 7, 4, 2 and 1 cells, clamped to the image.
+    """The article's 3,150 anchors: 45 per cell on feature maps of 7, 4, 2 and 1 cells, clamped to the image.
 
     to_the_edge: spread the 7 × 7 cells over the whole image; the article sets them 1/8 apart and so leaves the right
     and the bottom eighth to the coarser maps.   height and width are ignored: this grid belongs to a squashed input.
@@ -162,7 +162,7 @@ def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) 
 @lru_cache
 @torch.inference_mode(False)  # a cached grid may be needed for training, too
 def pyramid_grid(height: int, width: int) -> AnchorGrid:
-    """One square anchor a cell, its side five strides, at strides 8, 16, 32 and 64 of a height × width px input."""
+    """One square anchor per cell, its side five strides, at strides 8, 16, 32 and 64 of a height × width px input."""
     boxes, steps = [], []
     for stride in PYRAMID_STRIDES:
         rows, columns = -(-height // stride), -(-width // stride)

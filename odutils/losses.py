@@ -1,6 +1,8 @@
-"""How wrong a prediction is: focal losses for the class, L1 or GIoU for the box, and their sum over a batch.
+"""How wrong predictions are: focal losses for the class, L1 or GIoU for the box, and their sum over a batch.
 
-Everything is computed for the whole batch at once and stays on the device. N images, M objects, A anchors, C classes.
+Everything is computed for the whole batch at once, and the host never waits for the device. On a GPU such small
+operations cost their launch, whatever their size, so gradients are written out where that saves many of them.
+N images, M objects, A anchors, C classes.
 """
 
 from collections.abc import Callable
@@ -16,54 +18,59 @@ from odutils.matching import IGNORED, match_atss, match_iou
 
 
 class FocalLoss(torch.autograd.Function):
-    """Focal loss (Lin et al. 2017, eq. 5) with gamma 1, summed: -alpha_t (1 - p_t) log p_t over all answers that count.
+    """Focal loss (Lin et al. 2017, eq. 5) with gamma 1, summed: -alpha_t (1 - p_t) log p_t over all that is counted.
 
     As in the article, no gradient flows through (1 - p_t), so the gradient is ±alpha_t (1 - p_t)². It is written out
-    because a batch has millions of answers, and time goes by the number of tensors made of them.
+    because a batch has millions of scores, and on a CPU time goes by the number of tensors made of them.
     """
 
-    ALPHA = 0.25  # weight of the anchor's own class; 1 - ALPHA that of all others
+    ALPHA = 0.25  # weight of a positive anchor's own class; 1 - ALPHA is that of all others
 
     @staticmethod
-    def forward(ctx, logits: Tensor, column: Tensor, found: Tensor, counted: Tensor, known: Tensor) -> Tensor:
-        """logits: (N, A, C).   column: (N, A, 1) of the anchor's own class, if it is `found` (N, A, 1).
+    def forward(ctx, logits: Tensor, column: Tensor, positive: Tensor, counted: Tensor, known: Tensor) -> Tensor:
+        """logits: (N, A, C).   column: (N, A, 1) of the anchor's own class, if the anchor is `positive` (N, A, 1).
 
-        counted: (N, A, 1) and known: (N, 1, C), both bool: what is neither right nor wrong does not count.
+        counted: (N, A, 1) bool, False for ignored anchors.   known: (N, 1, C) bool, classes that are labelled.
         """
-        right = logits.neg()  # p_t = sigmoid(-logit) where the class is wrong, sigmoid(logit) for the anchor's own
-        own = right.gather(2, column)  # (N, A, 1)
-        right.scatter_(2, column, torch.where(found, -own, own))
-        right.clamp_(min=-80).sigmoid_()  # sigmoid(-80) still has a logarithm in float32
-        miss = (1 - right).mul_(counted).mul_(known)  # (N, A, C)
-        ctx.save_for_backward(miss, column, found)
-        loss = right.log_().mul_(miss)
-        own_loss = torch.where(found, loss.gather(2, column), 0).sum()
+        p_t = logits.neg()  # its sigmoid is p_t where the target is 0; where it is 1, the sign changes
+        own = p_t.gather(2, column)  # (N, A, 1)
+        p_t.scatter_(2, column, torch.where(positive, -own, own))
+        p_t.clamp_(min=-80).sigmoid_()  # sigmoid(-80) still has a logarithm in float32
+        miss = (1 - p_t).mul_(counted).mul_(known)  # (N, A, C)
+        ctx.save_for_backward(miss, column, positive)
+        loss = p_t.log_().mul_(miss)
+        own_loss = torch.where(positive, loss.gather(2, column), 0).sum()
         return (FocalLoss.ALPHA - 1) * (loss.sum() - own_loss) - FocalLoss.ALPHA * own_loss
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
-        miss, column, found = ctx.saved_tensors
+        miss, column, positive = ctx.saved_tensors
         gradient = (miss * ((1 - FocalLoss.ALPHA) * scale)).mul_(miss)  # (N, A, C)
         own = gradient.gather(2, column)  # (N, A, 1)
-        own = torch.where(found, own * (FocalLoss.ALPHA / (FocalLoss.ALPHA - 1)), own)
+        own = torch.where(positive, own * (FocalLoss.ALPHA / (FocalLoss.ALPHA - 1)), own)
         return gradient.scatter_(2, column, own), None, None, None, None
 
 
-class QualityFocalLoss(torch.autograd.Function):
-    """Quality focal loss with beta 2 (Li et al. 2020, eq. 4): (p - target)² × binary cross-entropy, one by one.
+def quality_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Quality focal loss with beta 2 (Li et al. 2020, eq. 4): (p - target)² × the binary cross-entropy of both.
 
-    The gradient is written out, too: (p - target) × ((p - target)² + 2 p (1 - p) × binary cross-entropy).
+    logits, targets: same shape, and the result's. A target is the IoU that the predicted box reaches, 0…1.
     """
+    return QualityFocalLoss.apply(logits, targets)
+
+
+class QualityFocalLoss(torch.autograd.Function):
+    """See `quality_focal_loss`. Its gradient is (p - target) × ((p - target)² + 2 p (1 - p) × cross-entropy)."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         p = logits.sigmoid()
         error = p - targets
-        entropy = F.softplus(logits).addcmul_(logits, targets, value=-1)  # of a probability given as a logit
-        loss = error.square()
-        slope = p.addcmul_(p, p, value=-1).mul_(entropy)  # p (1 - p) × entropy
-        ctx.save_for_backward(torch.add(loss, slope, alpha=2).mul_(error))
-        return loss.mul_(entropy)
+        weight = error.square()
+        entropy = F.softplus(logits).addcmul_(logits, targets, value=-1)
+        slope = p.addcmul_(p, p, value=-1).mul_(entropy)  # p (1 - p) × cross-entropy
+        ctx.save_for_backward(torch.add(weight, slope, alpha=2).mul_(error))
+        return weight.mul_(entropy)
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple:
@@ -71,16 +78,8 @@ class QualityFocalLoss(torch.autograd.Function):
         return gradient * scale, None
 
 
-def quality_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Quality focal loss: the target is the IoU that the predicted box reaches, 0…1.
-
-    logits, targets: same shape, and the result's.
-    """
-    return QualityFocalLoss.apply(logits, targets)
-
-
 class Matched(NamedTuple):
-    """What label assignment says about every anchor of a batch; the loss's two parts compare predictions with it."""
+    """What label assignment says about every anchor of a batch: the ground truth that predictions are compared with."""
 
     boxes: Tensor  # (N, A, 4) xyxy: the ground-truth box of a positive anchor; elsewhere without meaning
     columns: Tensor  # (N, A) int64: column of a positive anchor's class in the logits; elsewhere without meaning
@@ -95,13 +94,12 @@ class DetectionLoss(nn.Module):
     kind "quality": quality focal loss + 2 × GIoU loss, both divided by the sum of the batch's targets (at least 1), so
     that neither a large batch nor a crowded image weighs more than its objects. Classes that an image's source does
     not label (`known`) count at positive anchors only: these have a class, so they are known to have no other.
-    kind "article": focal loss summed over everything that `known` covers and divided by C, + the mean absolute error of
-    each image's matched boxes, summed over images.
-    matcher: assigns anchors to objects, as `match_atss` does (default of "quality") and `match_iou` (of "article").
+    kind "article": focal loss summed over all known classes and divided by C, + the mean absolute error of each image's
+    matched boxes, summed over images.
+    matcher: the label assignment; by default `match_atss` for "quality" and `match_iou` for "article".
 
-    The grid's tensors are buffers, so `loss.to(device)` moves them. After a call, `parts` (2,) holds the class and the
-    box share, detached. `reduce_total` is applied to the sum of targets (a scalar) before it becomes the divisor: where
-    several processes share a batch, it adds their sums (see `callbacks.Share`); by default it returns its argument.
+    `loss.to(device)` moves the grid. After a call, `parts` (2,) holds the class and the box loss, detached. Where
+    several processes share a batch, `reduce_total` adds up their sums of targets (scalars), see `processes.Share`.
     """
 
     def __init__(self, grid: AnchorGrid, kind: str = "quality", matcher: Callable | None = None):
@@ -122,10 +120,7 @@ class DetectionLoss(nn.Module):
         return self.built_grid
 
     def forward(self, predictions: tuple[Tensor, Tensor], boxes: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-        """predictions: (N, A, C), (N, A, 4).   boxes: (N, M, 4).   labels: (N, M).   known: (N, C) bool.
-
-        Returns a scalar.
-        """
+        """predictions: (N, A, C), (N, A, 4).   boxes: (N, M, 4).   labels: (N, M).   known: (N, C) bool.   A scalar."""
         logits, codes = (prediction.float() for prediction in predictions)
         if not boxes.shape[1]:  # no image has an object: one row of padding keeps every formula below as it is
             boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))  # (N, 1, 4), (N, 1)
@@ -159,52 +154,54 @@ class DetectionLoss(nn.Module):
         """Arguments and result as for `quality_loss`."""
         columns, positive, counted = (t[..., None] for t in (matched.columns, matched.positive, matched.counted))
         class_loss = FocalLoss.apply(logits, columns, positive, counted, matched.known[:, None]) / logits.shape[-1]
-        error = torch.where(matched.positive, (predicted - matched.boxes).abs().mean(dim=-1), 0)  # (N, A)
+        error = (predicted - matched.boxes).abs().mean(dim=-1) * matched.positive  # (N, A)
         return class_loss, (error.sum(dim=1) / matched.positive.sum(dim=1).clamp(min=1)).sum()
 
     def divisor(self, total: Tensor) -> Tensor:
-        """What a loss summed over anchors is divided by: the joint batch's sum of targets, at least 1."""
+        """The joint batch's sum of targets, at least 1: what a loss that is summed over anchors is divided by."""
         return self.reduce_total(total).clamp(min=1)
-
-
-class PairedIoU(torch.autograd.Function):
-    """IoU and generalised IoU of boxes one by one, see `paired_iou`; the gradient flows into `first` only."""
-
-    @staticmethod
-    def forward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        sides = torch.stack([first, second])  # (2, …, 4)
-        sides[..., :2].neg_()  # a box grows with each of its sides: -left, -top, right, bottom
-        inner, hull = sides.aminmax(dim=0)  # (…, 4) each
-        start, end = torch.cat([inner[None], hull[None], sides]).chunk(2, dim=-1)
-        sizes = (start + end).clamp_(min=0)  # (4, …, 2) width and height of intersection, hull, first and second
-        areas = sizes[..., 0] * sizes[..., 1]  # (4, …)
-        areas[1:].clamp_(min=1e-9)  # a union of nothing has no IoU
-        intersection, hull, own, other = areas
-        union = own + other - intersection
-        iou, fill = intersection / union, union / hull
-        ctx.save_for_backward(sides, sizes, areas, union, iou, fill)
-        return iou, iou + fill - 1
-
-    @staticmethod
-    def backward(ctx, scale_iou: Tensor, scale_giou: Tensor) -> tuple:
-        sides, sizes, areas, union, iou, fill = ctx.saved_tensors
-        # What intersection, hull and own area change, where union = own + other - intersection.
-        by_iou, by_fill = (scale_iou + scale_giou) / union, scale_giou / areas[1]
-        by_union = torch.addcmul(by_fill, by_iou, iou, value=-1)
-        by_intersection = (by_iou - by_union) * (areas[0] > 0)
-        by_area = torch.stack([by_intersection, -fill * by_fill, by_union])  # (3, …)
-        # A side moves a width: the area changes by the height, and the other way round.
-        by_inner, by_hull, by_own = by_area[..., None] * sizes[:3].flip(-1)  # (…, 2) each
-        is_inner = (sides[0] < sides[1]).unflatten(-1, (2, 2))  # (…, 2, 2)
-        gradient = torch.where(is_inner, by_inner[..., None, :], by_hull[..., None, :]) + by_own[..., None, :]
-        gradient[..., 0, :].neg_()
-        return gradient.flatten(-2), None
 
 
 def paired_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU (Rezatofighi et al. 2019, algorithm 1) of boxes one by one: (…, 4), (…, 4) -> (…), (…).
 
-    The gradient, written out to save a hundred small operations, flows into `first` only.
-    (`torchvision.ops.generalized_box_iou_loss` picks by a mask, for which the host has to wait for the device.)
+    Boxes are xyxy; gradients flow into `first`, the predictions, only. (`torchvision.ops.generalized_box_iou_loss`
+    picks by a mask, for which the host has to wait for the device.)
     """
     return PairedIoU.apply(*torch.broadcast_tensors(first, second))
+
+
+class PairedIoU(torch.autograd.Function):
+    """See `paired_iou`. GIoU is written as intersection / union + union / hull - 1."""
+
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        sides = torch.stack([first, second])  # (2, …, 4)
+        sides[..., :2].neg_()  # now a box grows with each of its sides: -left, -top, right, bottom
+        inner, outer = sides.aminmax(dim=0)  # (…, 4) each: sides of the intersection and of the hull
+        left_top, right_bottom = torch.cat([inner[None], outer[None], sides]).chunk(2, dim=-1)  # (4, …, 2) each
+        sizes = (left_top + right_bottom).clamp_(min=0)  # (4, …, 2) of intersection, hull, first and second
+        areas = sizes[..., 0] * sizes[..., 1]  # (4, …)
+        areas[1:].clamp_(min=1e-9)  # boxes without extent, too, have an IoU: 0
+        intersection, hull, area, other_area = areas
+        union = area + other_area - intersection
+        iou = intersection / union
+        fill = union / hull
+        ctx.save_for_backward(sides, sizes, intersection, hull, union, iou, fill)
+        return iou, iou + fill - 1
+
+    @staticmethod
+    def backward(ctx, scale_iou: Tensor, scale_giou: Tensor) -> tuple:
+        sides, sizes, intersection, hull, union, iou, fill = ctx.saved_tensors
+        # Derivatives by the three areas; the first's own area counts through the union, the intersection in both ways.
+        of_iou = (scale_iou + scale_giou) / union
+        of_fill = scale_giou / hull
+        by_union = torch.addcmul(of_fill, of_iou, iou, value=-1)
+        by_intersection = (of_iou - by_union) * (intersection > 0)
+        by_areas = torch.stack([by_intersection, -fill * of_fill, by_union])  # (3, …)
+        # By the sides: an area changes with a width as the height says, and the other way round.
+        by_inner, by_outer, by_own = by_areas[..., None] * sizes[:3].flip(-1)  # (…, 2) each
+        is_inner = (sides[0] < sides[1]).unflatten(-1, (2, 2))  # (…, 2, 2): left, top; right, bottom
+        gradient = torch.where(is_inner, by_inner[..., None, :], by_outer[..., None, :]) + by_own[..., None, :]
+        gradient[..., 0, :].neg_()
+        return gradient.flatten(-2), None

@@ -1,4 +1,4 @@
-"""Protects the geometry: where anchors stand, that heads answer in their order, and that boxes survive their coding."""
+"""Protects the geometry: where anchors stand, that heads predict in their order, and that boxes survive encoding."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def one_anchor(box, step=(0.1, 0.1), coding="tanh"):
 
 
 def articles_cells():
-    """(cells a side, row, column, shape) of the article's 3,150 anchors, as the loops that the head stands for."""
+    """(cells a side, row, column, shape) of the article's 3,150 anchors, as loops."""
     return [(n, r, c, s) for n in (7, 4, 2, 1) for r in range(n) for c in range(n) for s in range(45)]
 
 
@@ -87,7 +87,7 @@ def test_a_side_that_is_no_multiple_of_the_stride_gets_a_cell_for_its_rest():
     assert pyramid_grid(100, 64).counts == (13 * 8, 7 * 4, 4 * 2, 2 * 1)
 
 
-# ---- heads answer in the order of the anchors
+# ---- heads predict in the order of the anchors
 
 
 def position_map(rows, columns, channels, level):
@@ -99,7 +99,7 @@ def position_map(rows, columns, channels, level):
 
 
 def copy_first_three(conv, values):
-    """Make a convolution's answers (values a shape) copy channels 0, 1, 2 of the cell; the fourth is the shape."""
+    """Make a convolution's outputs (`values` per shape) copy channels 0, 1, 2 of the cell; the fourth is the shape."""
     middle = conv.kernel_size[0] // 2
     with torch.no_grad():
         conv.weight.zero_()
@@ -111,7 +111,7 @@ def copy_first_three(conv, values):
 
 
 @pytest.mark.parametrize(("height", "width"), RECTANGLES)
-def test_pyramid_head_answers_in_the_order_of_its_anchors(height, width):
+def test_pyramid_head_predicts_in_the_order_of_its_anchors(height, width):
     head = PyramidHead((40, 112, 1280), classes=4)
     head.class_tower, head.box_tower = nn.ModuleList(), nn.ModuleList()
     copy_first_three(head.class_output, 4)
@@ -122,9 +122,9 @@ def test_pyramid_head_answers_in_the_order_of_its_anchors(height, width):
     grid = pyramid_grid(height, width)
     centre = (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2
     levels = torch.repeat_interleave(torch.arange(4.0), torch.tensor(grid.counts))
-    for answers in (logits[0], codes[0]):
-        torch.testing.assert_close((answers[:, :2] + 0.5) * grid.steps, centre)
-        torch.testing.assert_close(answers[:, 2], levels)
+    for outputs in (logits[0], codes[0]):
+        torch.testing.assert_close((outputs[:, :2] + 0.5) * grid.steps, centre)
+        torch.testing.assert_close(outputs[:, 2], levels)
 
 
 @pytest.mark.parametrize(("height", "width"), RECTANGLES)
@@ -135,7 +135,7 @@ def test_pyramid_levels_have_as_many_cells_as_the_grid(height, width):
         assert tuple(m.shape[2] * m.shape[3] for m in head.fuse(features)) == pyramid_grid(height, width).counts
 
 
-def test_article_head_answers_in_the_order_of_its_anchors():
+def test_article_head_predicts_in_the_order_of_its_anchors():
     head = ArticleHead(classes=4)
 
     class Position(nn.Module):
@@ -227,11 +227,23 @@ def test_a_picked_grid_decodes_as_the_whole_does():
     assert len(grid.pick(index)) == 4
 
 
+def test_what_a_grid_remembers_follows_from_its_anchors():
+    grid = pyramid_grid(128, 192)
+    width, height = (grid.boxes[:, 2:] - grid.boxes[:, :2]).unbind(dim=1)
+    torch.testing.assert_close(grid.areas, width * height)
+    torch.testing.assert_close(grid.edges.T, grid.boxes)
+    torch.testing.assert_close(grid.centres, (grid.boxes[:, :2] + grid.boxes[:, 2:]) / 2)
+    pixels = grid.scaled_centres.T * 8  # the finest stride
+    torch.testing.assert_close(pixels, grid.centres * torch.tensor([192.0, 128.0]))
+    codes = torch.randn(3, len(grid), 4)
+    torch.testing.assert_close(grid.decode(codes), decode_sides(codes, grid.boxes, grid.steps))
+
+
 @pytest.mark.parametrize("make", [pyramid_grid, article_grid])
 def test_a_grid_first_made_for_inference_serves_training_too(make):
     make.cache_clear()
     with torch.inference_mode():
-        make(224, 224)
+        make(224, 224).decode(torch.zeros(1, len(make(224, 224)), 4))
     grid = make(224, 224)
     codes = torch.zeros(1, len(grid), 4, requires_grad=True)
     grid.decode(codes).sum().backward()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from measuring import Operations
 from torchvision.ops import box_iou, generalized_box_iou
 
 from odutils.anchors import article_grid, pyramid_grid
@@ -39,7 +39,7 @@ def make_batch(loss, images=3, objects=4, seed=0, nothing_in=1):
     return (logits.requires_grad_(), codes.requires_grad_()), boxes, labels, known
 
 
-# ---- slow versions, one answer at a time
+# ---- slow versions, one score at a time
 
 
 def cross_entropy(logit, target):
@@ -101,7 +101,7 @@ def test_equals_slow_loops(kind):
     assert (match == IGNORED).any() and (match >= 0).any()  # the batch shows every case
 
 
-def test_formulas_of_one_answer():
+def test_formulas_of_one_score():
     logits = torch.linspace(-30, 30, 13)
     for target in (False, True):
         column, yes = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
@@ -113,12 +113,30 @@ def test_formulas_of_one_answer():
         assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
+def random_pairs(number, dtype=torch.float32):
+    """Boxes in pairs, two (number, 4): some overlap, some do not, and of the last pair the first lies in the second."""
+    chance = torch.Generator().manual_seed(4)
+    corner = torch.rand(2, number, 2, dtype=dtype, generator=chance)
+    first, second = torch.cat([corner, corner + torch.rand(2, number, 2, dtype=dtype, generator=chance) * 0.7], dim=-1)
+    first[-1] = (second[-1, :2] * torch.tensor([[3], [1]]) + second[-1, 2:] * torch.tensor([[1], [3]])).flatten() / 4
+    return first, second
+
+
 def test_paired_iou_is_the_diagonal_of_torchvisions():
-    corner, size = torch.rand(2, 40, 2), torch.rand(2, 40, 2) * 0.7
-    first, second = torch.cat([corner, corner + size], dim=-1)
+    first, second = random_pairs(40)
     iou, giou = paired_iou(first, second)
+    assert (iou == 0).any() and (iou > 0).any()
     torch.testing.assert_close(iou, box_iou(first, second).diagonal())
     torch.testing.assert_close(giou, generalized_box_iou(first, second).diagonal())
+    pairs = paired_iou(first[:, None], second)  # (40, 40) each
+    torch.testing.assert_close(pairs[1], generalized_box_iou(first, second))
+
+
+def test_boxes_without_extent_have_an_iou_of_0_and_finite_gradients():
+    nothing = torch.zeros(2, 4, requires_grad=True)
+    iou, giou = paired_iou(nothing, torch.tensor([[0.0] * 4, [0.2, 0.2, 0.6, 0.6]]))
+    giou.sum().backward()
+    assert iou.tolist() == [0, 0] and nothing.grad.isfinite().all()
 
 
 # ---- gradients
@@ -161,6 +179,23 @@ def test_quality_focal_gradient_by_differences():
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 0, 0.2, 0.6, 0.9, 1.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, targets), (logits,))
+
+
+def test_quality_focal_gradient_is_autograds_of_the_plain_formula():
+    logits = torch.linspace(-60, 60, 241)[:, None].expand(-1, 5).clone().requires_grad_()
+    targets = torch.tensor([0, 0.1, 0.5, 0.9, 1.0]).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    plain = (logits.sigmoid() - targets) ** 2 * entropy
+    fast = quality_focal_loss(logits, targets)
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
+    (expected,), (found,) = (torch.autograd.grad(loss.sum(), logits) for loss in (plain, fast))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_paired_iou_gradient_by_differences():
+    first, second = random_pairs(12, torch.float64)
+    assert (paired_iou(first, second)[0] == 0).any()
+    assert torch.autograd.gradcheck(lambda boxes: paired_iou(boxes, second), (first.requires_grad_(),))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,23 +282,18 @@ def test_half_precision_predictions_are_computed_in_float32(kind):
 # ---- speed, as far as a CPU can prove it
 
 
-class Watch(TorchDispatchMode):
+class Watch(Operations):
     """Counts operations, and refuses those whose result the host must wait for on a GPU."""
 
     WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero", "item"}
 
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
         assert name not in self.WAITS, f"{name} waits for the device"
         if name.startswith("index"):  # by a mask, it is nonzero in disguise
             masks = [i for i in args[1] if i is not None] if isinstance(args[1], (list, tuple)) else []
             assert all(i.dtype not in (torch.bool, torch.uint8) for i in masks), f"{name} by a mask waits"
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(operation, types, args, kwargs)
 
 
 def count_operations(loss, batch):
@@ -280,14 +310,39 @@ def test_no_wait_for_the_device_and_no_loop_over_images_or_objects(kind):
     assert count_operations(loss, few) == count_operations(loss, many) > 20
 
 
-def test_the_watch_sees_what_it_shall_see():
+def test_the_watch_sees_what_it_should_see():
     values = torch.rand(4)
     for wait in (lambda: values[values > 0.5], lambda: values.sum().item(), lambda: (values > 0).nonzero()):
         with pytest.raises(AssertionError, match="waits"), Watch():
             wait()
 
 
-def test_a_matching_of_ones_own_can_be_given():
+# ---- what others set
+
+
+def test_the_grid_moves_with_the_loss_and_is_not_saved():
+    grid = pyramid_grid(64, 64)
+    loss = DetectionLoss(grid)
+    assert loss.grid is grid and not loss.state_dict()
+    loss.to("meta")
+    assert loss.grid.boxes.device.type == loss.grid.steps.device.type == loss.grid.centres.device.type == "meta"
+    assert loss.grid is loss.grid and loss.grid.counts == grid.counts
+    assert grid.boxes.device.type == "cpu"  # others have it, too
+
+
+def test_the_sum_of_targets_is_reduced_over_processes_before_it_divides():
+    loss = make_loss("quality")
+    batch = make_batch(loss)
+    alone = loss(*batch).item()
+    totals = []
+    loss.reduce_total = lambda total: totals.append(total) or 2 * total
+    assert loss(*batch).item() == pytest.approx(alone / 2, rel=1e-5)
+    assert [float(total) for total in totals] == pytest.approx([target_sum(loss, batch)], rel=1e-5)
+    loss.reduce_total = lambda total: 0 * total
+    assert loss(*batch).item() == pytest.approx(alone * float(totals[0]), rel=1e-5)  # divided by 1 at least
+
+
+def test_a_matcher_of_ones_own_can_be_given():
     seen = SimpleNamespace(calls=0)
 
     def match(grid, boxes, labels):

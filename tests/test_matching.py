@@ -1,4 +1,4 @@
-"""Protects the matching: equal, image by image, to slow versions written from the papers' words."""
+"""Protects label assignment: equal, image by image, to slow versions written from the papers' words."""
 
 import pytest
 import torch
@@ -126,14 +126,14 @@ def test_match_atss_equals_the_slow_version(seed, height, width):
 
 
 @pytest.mark.parametrize("match", [match_iou, match_atss])
-def test_objects_on_the_real_grids_are_answered_for(match):
+def test_objects_on_the_real_grids_get_positives(match):
     grid = article_grid() if match is match_iou else pyramid_grid(256, 256)
     boxes, labels = random_boxes(8, 3, smallest=0.05), torch.ones(8, 3, dtype=torch.int64)
     result = match(grid, boxes, labels)
-    for image, answers in enumerate(result):
+    for image, matches in enumerate(result):
         overlap = box_iou(boxes[image], boxes[image]).fill_diagonal_(0).amax(dim=1)
         alone = (overlap < 0.05).nonzero().flatten().tolist()
-        assert set(alone) <= set(answers.tolist())
+        assert set(alone) <= set(matches.tolist())
 
 
 @pytest.mark.parametrize("match", [match_iou, match_atss])

@@ -97,7 +97,7 @@ def test_the_order_is_endless_complete_and_can_be_entered_anywhere():
 
 
 @pytest.fixture(scope="module")
-def answers():
+def untrained():
     """Predictions of an untrained detector, two objects in the first image and none in the second."""
     torch.manual_seed(0)
     detector = build("pyramid", ("a", "b", "c"))
@@ -109,7 +109,7 @@ def answers():
 
 
 def literal(grid, predictions, boxes, labels):
-    """(image, anchor, predicted box, object's box, column, IoU) of every anchor that answers for an object."""
+    """(image, anchor, predicted box, object's box, column, IoU) of every positive anchor."""
     from torchvision.ops import box_iou
 
     match = DetectionLoss(grid).matcher(grid, boxes, labels)
@@ -120,8 +120,8 @@ def literal(grid, predictions, boxes, labels):
         yield image, anchor, predicted, wanted, labels[image, which].item() - 1, iou
 
 
-def test_l1_is_the_mean_distance_of_the_sides_in_cells(answers):
-    grid, predictions, boxes, labels, known = answers
+def test_l1_is_the_mean_distance_of_the_sides_in_cells(untrained):
+    grid, predictions, boxes, labels, known = untrained
     loss = LossWithL1(grid)
     loss(predictions, boxes, labels, known)
     distance = total = 0.0
@@ -137,8 +137,8 @@ def test_l1_is_the_mean_distance_of_the_sides_in_cells(answers):
     assert loss.parts[0] == same.parts[0]
 
 
-def test_focal_has_the_target_one_and_leaves_out_what_nobody_labelled(answers):
-    grid, predictions, boxes, labels, known = answers
+def test_focal_has_the_target_one_and_leaves_out_classes_that_are_not_labelled(untrained):
+    grid, predictions, boxes, labels, known = untrained
     loss = LossWithFocal(grid)
     loss(predictions, boxes, labels, known)
     own = {(image, anchor): column for image, anchor, *_, column, _ in literal(grid, predictions, boxes, labels)}
@@ -153,10 +153,10 @@ def test_focal_has_the_target_one_and_leaves_out_what_nobody_labelled(answers):
     assert loss.parts[0].item() == pytest.approx(total / len(own), rel=1e-4)
 
 
-def test_task_alignment_takes_the_anchors_that_answer_best(answers):
+def test_task_alignment_takes_the_anchors_of_the_best_predictions(untrained):
     from torchvision.ops import box_iou
 
-    grid, predictions, boxes, labels, known = answers
+    grid, predictions, boxes, labels, known = untrained
     loss = LossWithTaskAlignment(grid, "quality", most=3)
     loss(predictions, boxes, labels, known)
     match = loss.match_aligned(grid, boxes, labels)
