@@ -21,12 +21,13 @@ from odutils.datasets import CocoDetections, make_loader
 from odutils.errors import InputError
 from odutils.evaluation import score_by_source, to_results
 from odutils.images import fit
-from odutils.inference import EVALUATED, select, to_detections
+from odutils.inference import to_detections
 from odutils.losses import DetectionLoss
 from odutils.presets import build, load_detector
 from odutils.recipe import Recipe
 from odutils.reports import CocoMetrics
 from odutils.sample.make import make_sample
+from odutils.selection import EVALUATED, select
 from odutils.training import make_learner, make_optimiser, miniai
 from odutils.weights import load_weights
 
