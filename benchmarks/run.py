@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
     torch.manual_seed(0)
-    baseline = ArticleCode(args.article) if args.article.is_file() else naive
+    baseline = ArticleCode(args.article, args.device.type) if args.article.is_file() else naive
     with tempfile.TemporaryDirectory() as folder:
         args.scratch = folder
         images = (8 if args.small else 256 if suffix else 100, 1)

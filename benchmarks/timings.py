@@ -98,7 +98,7 @@ def video(args, baseline) -> dict:
 
 
 def inference(args, baseline) -> dict:
-    """Decoding and suppression of one image's 3,150 predictions: noise, and answers around eight objects."""
+    """Decoding and suppression of one image's 3,150 predictions: noise, and hits around eight objects."""
     boxes, labels = random_objects(1, 8, seed=1)
     labels = torch.where(labels > 0, labels, 1)
     match = match_iou(article_grid(), boxes, labels, threshold=0.4)[0]
