@@ -10,7 +10,8 @@ from measuring import Operations
 from torchvision.ops import box_iou, generalized_box_iou
 
 from odutils.anchors import article_grid, pyramid_grid
-from odutils.losses import DetectionLoss, FocalLoss, paired_iou, quality_focal_loss
+from odutils.iou import paired_iou
+from odutils.losses import DetectionLoss, FocalLoss, quality_focal_loss
 from odutils.matching import BACKGROUND, IGNORED
 
 CLASSES = 5

@@ -13,7 +13,8 @@ from odutils.anchors import AnchorGrid, pyramid_grid
 from odutils.augmentation import Augment
 from odutils.datasets import CocoDetections, make_loader
 from odutils.inference import Predictor
-from odutils.losses import DetectionLoss, Matched, paired_iou
+from odutils.iou import paired_iou
+from odutils.losses import DetectionLoss, Matched
 from odutils.matching import assign, pairwise_iou
 from odutils.model import Detector, LiteBackbone, PyramidHead
 from odutils.settings import Settings
