@@ -1,6 +1,5 @@
 """What is wrong with a data set in COCO's layout: everything at once, so that it can be put right at once.
 
-    for problem in check_dataset("my_data", "train"): ...
     print(to_text(check_dataset("my_data", "train")))
 
 Nothing that a file can hold makes it fail: whatever cannot be understood is itself a problem of the table.
@@ -19,6 +18,8 @@ from odutils.coco.rules import HINTS, RULES, fault_of_box, fault_of_part, faults
 from odutils.errors import InputError
 from odutils.images import upright_size
 from odutils.progress import bar
+
+MANY = 500  # images from which on a progress bar is worth its line
 
 
 class Problem(NamedTuple):
@@ -130,7 +131,7 @@ class _Check:
         paths = [image_path(self.root / self.split, image["file_name"]) for image in images]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of harmless oddities, such as a corrupt EXIF entry
-            looks = bar(map_ahead(look_at, paths), total=len(paths), unit="images")
+            looks = bar(map_ahead(look_at, paths), total=len(paths), unit="images", show=len(paths) >= MANY)
             for image, (kind, size) in zip(images, looks, strict=True):
                 about = self.about("images", image)
                 if kind:
@@ -158,9 +159,8 @@ class _Check:
                 self.report("unknown category", f"{where}: no category has id {category}", *about)
             source, name = self.image_of.get(image_id, {}).get("source"), self.category_names.get(category)
             if name and name not in self.labelled.get(source, [name]):
-                self.report(
-                    "unlabelled class", f"{where}: the image's source {source!r} does not label {name!r}", *about
-                )
+                message = f"{where}: the image's source {source!r} does not label {name!r}"
+                self.report("unlabelled class", message, *about)
             if "bbox" in annotation:
                 self.box(where, annotation, about)
                 key = (image_id, category, *annotation["bbox"])
