@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from odutils.coco import checking
 from odutils.coco.checking import check_dataset, to_text
 from odutils.files import DATA
 from odutils.images import list_images
@@ -214,10 +215,12 @@ def test_all_faults_at_once_are_all_listed(root):
     assert all(line[column - 2 : column] == "  " and line[column] != " " for line in text)
 
 
-def test_the_progress_is_shown(root, monkeypatch, capsys):
+def test_the_progress_of_many_images_is_shown(root, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert check_dataset(root, "train") == []
-    assert "3/3" in capsys.readouterr().err
+    for many, shown in ((4, False), (3, True)):
+        monkeypatch.setattr(checking, "MANY", many)
+        assert check_dataset(root, "train") == []
+        assert ("3/3" in capsys.readouterr().err) == shown
 
 
 ANYTHING = st.recursive(
