@@ -190,14 +190,15 @@ class OnGPU(torch.Tensor):
         return SimpleNamespace(type="cuda")
 
 
-def test_a_run_that_diverges_keeps_what_was_good(quick, sample, tmp_path, run, monkeypatch):
-    """As at `--lr 5`: three steps an epoch, checkpoints every two; the fifth step has no loss."""
-    attach(monkeypatch, Spoil(4))
-    code, _, (line,) = run(sample, tmp_path, "--epochs", 2, "--checkpoint-every", 2, "--device", "cpu")
-    assert code == 2 and "the training diverged: loss nan, gradient nan at step 5 of epoch 1" in line and "--lr" in line
-    assert load_weights(tmp_path / "best.safetensors")[1]["epoch"] == 0
+@pytest.mark.parametrize("step, epoch", [(5, 1), (30, 9)])
+def test_a_run_that_diverges_keeps_what_was_good(quick, sample, tmp_path, run, monkeypatch, step, epoch):
+    """As at `--lr 5`: three steps an epoch, checkpoints every two; one step has no loss."""
+    attach(monkeypatch, Spoil(step - 1))
+    code, _, (line,) = run(sample, tmp_path, "--epochs", 11, "--checkpoint-every", 2, "--device", "cpu")
+    assert code == 2 and f"diverged: loss nan, gradient nan at step {step} of epoch {epoch}" in line and "--lr" in line
+    assert load_weights(tmp_path / "best.safetensors")[1]["epoch"] == epoch - 1
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert state["steps"] == 4 and all(tensor.isfinite().all() for tensor in state["detector"].values())
+    assert state["steps"] == (step - 1) // 2 * 2 and all(tensor.isfinite().all() for tensor in state["detector"].values())
 
 
 def test_a_checkpoint_never_holds_weights_that_are_no_numbers(quick, sample, tmp_path, monkeypatch):
