@@ -91,4 +91,5 @@ def synchronise_norms(detector: nn.Module) -> None:
     for name, part in list(detector.named_children()):
         norms = [module for module in part.modules() if isinstance(module, NORMS)]
         if any(parameter.requires_grad for norm in norms for parameter in norm.parameters()):
-            setattr(detector, name, convert_sync_batchnorm(part))
+            shared = convert_sync_batchnorm(part)
+            setattr(detector, name, shared.train(part.training))  # old versions of timm forget it

@@ -30,6 +30,7 @@ def test_a_notebook_gets_a_bar_without_a_warning(widgets):
 import sys, types, warnings, IPython
 warnings.simplefilter("error")
 sys.modules["ipykernel.zmqshell"] = types.ModuleType("ipykernel.zmqshell")
+IPython.get_ipython = lambda: types.SimpleNamespace(config={{"IPKernelApp": {{}}}})  # old versions of tqdm ask it
 if not {widgets}:
     sys.modules["ipywidgets"] = None
 from odutils.progress import bar
