@@ -56,7 +56,7 @@ class Augment:
         chance = np.random.default_rng([self.seed, epoch, index])
         changed, moved = self.geometry(image, boxes, chance)
         boxes, kept = clip_boxes(moved, *changed.shape[:2])
-        fitted, placement = fit(changed, self.size, self.squash)
+        fitted, placement = fit(changed, self.size, self.squash, quick=True)
         return self.colour(fitted, chance), placement.to_input(boxes), kept
 
     def geometry(self, image: np.ndarray, boxes: np.ndarray, chance: np.random.Generator) -> tuple:

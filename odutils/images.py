@@ -160,11 +160,14 @@ def place(height: int, width: int, size: int, squash: bool = False, shape: tuple
     return Placement(max(1, round(width * scale)) / width, max(1, round(height * scale)) / height, shape[1], shape[0])
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, quick: bool = False) -> np.ndarray:
     """Bilinear, with a filter that widens as the image shrinks, so that every pixel counts: no aliasing.
 
     torch's, because it takes a fifth of the time of OpenCV's INTER_AREA, and INTER_LINEAR passes over pixels.
+    quick: where no side shrinks, INTER_LINEAR all the same: half of torch's time, and within one level of it.
     """
+    if quick and height >= image.shape[0] and width >= image.shape[1]:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     from torch import from_numpy
     from torch.nn.functional import interpolate
 
@@ -173,19 +176,19 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit(
-    image: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None
+    image: np.ndarray, size: int, squash: bool = False, shape: tuple[int, int] | None = None, quick: bool = False
 ) -> tuple[np.ndarray, Placement]:
     """Resize an image once for the network: its longer side becomes `size`, the rest of the input is grey.
 
     squash: stretch it to size × size instead, as the article does.
-    shape: (height, width) of the input, default size × size.
+    shape: (height, width) of the input, default size × size.   quick: as in `resize`.
     Returns the input (height, width, 3) uint8 and the placement of the image in its upper left corner.
     """
     height, width = image.shape[:2]
     placement = place(height, width, size, squash, shape)
     new_width, new_height = round(width * placement.scale_x), round(height * placement.scale_y)
     if (new_height, new_width) != (height, width):
-        image = resize(image, new_height, new_width)
+        image = resize(image, new_height, new_width, quick)
     if image.shape[:2] != (placement.height, placement.width):
         canvas = np.full((placement.height, placement.width, 3), GREY, np.uint8)
         canvas[:new_height, :new_width] = image

@@ -53,4 +53,4 @@ def cut_to_shape(image: np.ndarray, boxes: np.ndarray, width: int, height: int, 
     part = image[top : top + seen[0], left : left + seen[1]]
     clipped, kept = clip_boxes(boxes - np.float32([left, top, left, top]), *part.shape[:2])
     scales = np.float32([width / part.shape[1], height / part.shape[0]] * 2)
-    return resize(part, height, width), clipped * scales, kept
+    return resize(part, height, width, quick=True), clipped * scales, kept

@@ -288,6 +288,13 @@ def test_resize_is_pils_bilinear(draw_image, sides, cut):
     assert np.abs(resized.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("sides", [(75, 101), (90, 101), (200, 303), (76, 90)])
+def test_a_quick_resize_is_within_one_level(draw_image, sides):
+    image = draw_image(75, 101)
+    quick = resize(image, *sides, quick=True)
+    assert quick.shape == (*sides, 3) and np.abs(quick.astype(int) - resize(image, *sides).astype(int)).max() <= 1
+
+
 def test_resize_takes_what_pil_gives_without_a_warning(draw_image, recwarn):
     resize(np.asarray(Image.fromarray(draw_image())), 20, 30)  # such an array cannot be written to
     resize(draw_image()[:, ::-1], 20, 30)

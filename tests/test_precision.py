@@ -198,7 +198,9 @@ def test_a_run_that_diverges_keeps_what_was_good(quick, sample, tmp_path, run, m
     assert code == 2 and f"diverged: loss nan, gradient nan at step {step} of epoch {epoch}" in line and "--lr" in line
     assert load_weights(tmp_path / "best.safetensors")[1]["epoch"] == epoch - 1
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert state["steps"] == (step - 1) // 2 * 2 and all(tensor.isfinite().all() for tensor in state["detector"].values())
+    assert state["steps"] == (step - 1) // 2 * 2 and all(
+        tensor.isfinite().all() for tensor in state["detector"].values()
+    )
 
 
 def test_a_checkpoint_never_holds_weights_that_are_no_numbers(quick, sample, tmp_path, monkeypatch):
