@@ -90,7 +90,7 @@ class FolderContent(NamedTuple):
 def look_into(folder: str | Path, recursive: bool = False) -> FolderContent:
     """The images in a folder, and in its sub-folders if `recursive`; the files that macOS calls `._*` are none.
 
-    Raises InputError if the folder is missing or cannot be read.
+    Raises InputError if the folder is missing, cannot be read or holds no image.
     """
 
     def refuse(error: OSError):
@@ -110,16 +110,16 @@ def look_into(folder: str | Path, recursive: bool = False) -> FolderContent:
     for suffix, count in sorted(others.items()):
         if advice := how_to_read(suffix):
             notes.append(f"{count} {suffix} ({advice})")
-    return FolderContent(images, ", ".join(notes))
+    passed_over = ", ".join(notes)
+    if not images:
+        hint = f"; passed over: {passed_over}" if passed_over else ""
+        raise InputError(f"{folder}: no images in this folder ({', '.join(readable_suffixes())}){hint}")
+    return FolderContent(images, passed_over)
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The images of a folder by name, and of its sub-folders if `recursive`. Raises InputError if there are none."""
-    images, passed_over = look_into(folder, recursive)
-    if not images:
-        hint = f"; passed over: {passed_over}" if passed_over else ""
-        raise InputError(f"{folder}: no images in this folder ({', '.join(readable_suffixes())}){hint}")
-    return images
+    return look_into(folder, recursive).images
 
 
 class Placement(NamedTuple):

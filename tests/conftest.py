@@ -1,6 +1,7 @@
 """What the tests share: one thread, and small data sets drawn on the spot."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -49,3 +50,27 @@ def draw_image():
 @pytest.fixture(scope="session")
 def write_dataset():
     return _write_dataset
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """Thirteen drawn images to train on and three to validate on: what the tests of trainings share."""
+    from odutils.sample.make import make_sample
+
+    return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trainings of a tiny detector."""
+    from trainings import make_quick
+
+    make_quick(monkeypatch)
+
+
+@pytest.fixture
+def run(capsys):
+    """`python -m odutils train` with more arguments: its exit code and what it printed."""
+    from trainings import run_train
+
+    return partial(run_train, capsys)

@@ -2,33 +2,16 @@
 end with one sentence, and nothing saved, once they are no numbers any more."""
 
 import math
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from trainings import attach, find, learner, make_quick, run_train, small_training
+from trainings import attach, find, learner, small_training
 
 from odutils.callbacks import Callback
 from odutils.errors import InputError
 from odutils.precision import MixedPrecision, StopIfDiverged, half_precision
-from odutils.sample.make import make_sample
 from odutils.weights import load_weights
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
-
-
-@pytest.fixture
-def run(capsys):
-    return partial(run_train, capsys)
 
 
 def test_mixed_precision_changes_nothing_on_the_cpu():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trainings import command, make_quick, rows_of, small_training
+from trainings import command, rows_of, small_training
 
 from odutils import training
 from odutils.__main__ import main
@@ -21,20 +21,9 @@ from odutils.losses import DetectionLoss
 from odutils.presets import build, load_detector
 from odutils.processes import Share, default_workers, synchronise_norms
 from odutils.recipe import Recipe
-from odutils.sample.make import make_sample
 from odutils.training import make_learner
 
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
 
 
 def test_the_device_is_chosen_afresh_each_time(quick, sample, tmp_path, monkeypatch):

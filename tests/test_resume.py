@@ -8,30 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from trainings import assert_same_result, attach, make_quick, rows_of, run_train, small_training
+from trainings import assert_same_result, attach, make_quick, rows_of, small_training
 
 from odutils.__main__ import main
 from odutils.callbacks import Callback
 from odutils.errors import InputError
 from odutils.resume import read_checkpoint
-from odutils.sample.make import make_sample
 
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +29,6 @@ def quick_unbroken(sample, tmp_path_factory):
         make_quick(patch)
         small_training(sample, out)
     return out
-
-
-@pytest.fixture
-def run(capsys):
-    return partial(run_train, capsys)
 
 
 # ---- checkpoints that do not fit

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import warnings
 from contextlib import ExitStack
-from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from trainings import make_quick, rows_of, run_train, small_training
+from trainings import rows_of, small_training
 
 from odutils import training
 from odutils.callbacks import Callback
@@ -26,20 +25,9 @@ from odutils.losses import DetectionLoss
 from odutils.presets import build, load_detector
 from odutils.recipe import Recipe
 from odutils.reports import CocoMetrics
-from odutils.sample.make import make_sample
 from odutils.selection import EVALUATED, select
 from odutils.training import make_learner, make_optimiser, miniai
 from odutils.weights import load_weights
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    return make_sample(tmp_path_factory.mktemp("sample") / "s", images=(13, 3), size=64, objects=(1, 3))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +35,6 @@ def unbroken(sample, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     small_training(sample, out)
     return out
-
-
-@pytest.fixture
-def run(capsys):
-    return partial(run_train, capsys)
 
 
 def test_a_training_leaves_its_results_and_nothing_else(unbroken):

@@ -24,19 +24,20 @@ def find_images(paths: Sequence[str], recursive: bool = False) -> tuple[list[Pat
     recursive: in their sub-folders, too.   What is not there is told and gives 1, the rest is done; InputError if there
     is no rest. What a folder holds besides is told.
     """
-    from odutils.images import list_images, look_into
+    from odutils.images import look_into
 
     found, problems = {}, []
     for path in map(Path, paths):
         try:
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder")
-            for image in list_images(path, recursive) if path.is_dir() else [path]:
-                found.setdefault(os.path.realpath(image), image)  # which, unlike resolve, survives links in a circle
+            images, passed_over = look_into(path, recursive) if path.is_dir() else ([path], "")
         except InputError as error:
             problems.append(error)
             continue
-        if path.is_dir() and (passed_over := look_into(path, recursive).passed_over):
+        for image in images:
+            found.setdefault(os.path.realpath(image), image)  # which, unlike resolve, survives links in a circle
+        if passed_over:
             complain(f"{path}: passed over: {passed_over}")
     if not found:
         raise InputError("; ".join(map(str, problems)))
