@@ -5,10 +5,10 @@
 
 --coco has annotations/instances_{train,val}2017.json and {train,val}2017/ (`python -m odutils download coco`), --voc
 has VOC2007/ and VOC2012/ with Annotations/ and JPEGImages/ (http://host.robots.ox.ac.uk/pascal/VOC/). Which images is
-told by the lists of original ids in data/weights: trained_on.json becomes the split train, measured_on.json the split
-dev. Images come out with their longer side at 320 px. VOC knows 20 classes and COCO 80: the file says so for each
-source. (The set that the figures in this folder were measured on took some of its COCO boxes from lists in whole
-pixels, and has none of VOC 2012's objects marked difficult: expect small differences.)
+told by the lists of original ids in data/weights, one for each of the splits train, dev and dev_large. Images come
+out with their longer side at 320 px. VOC knows 20 classes and COCO 80: the file says so for each source. (The set
+that the figures in this folder were measured on took some of its COCO boxes from lists in whole pixels, and has none
+of VOC 2012's objects marked difficult: expect small differences.)
 """
 
 import argparse
@@ -40,7 +40,7 @@ VOC_CLASSES = (
     "person bird cat cow dog horse sheep airplane bicycle boat bus car motorcycle train bottle chair".split()
     + ["dining table", "potted plant", "couch", "tv"]
 )  # fmt: skip
-SPLITS = {"train": "trained_on.json", "dev": "measured_on.json"}
+SPLITS = {"train": "trained_on.json", "dev": "measured_on_dev.json", "dev_large": "measured_on_dev_large.json"}
 Labelled = tuple[Path, list[dict]]  # an image, and its objects: name, bbox in pixels of the original, iscrowd, …
 
 

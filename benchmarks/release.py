@@ -4,8 +4,9 @@
     python benchmarks/release.py runs/train/best.safetensors --data ../shared/photos --write  # and writes data/weights
 
 The threshold is the lowest of those tried at which three of four boxes that a person sees on the split are right.
-`--write` puts the weights, dev_scores.json and the tables of data/weights/README.md in place; what that card says in
-words about recipe and failures is for a person to write, who has looked at the images.
+`--write` puts the weights, scores.json and the tables of data/weights/README.md in place; what that card says in
+words about recipe and failures is for a person to write, who has looked at the images. `--also` names splits that are
+scored for comparison: nothing is chosen on them.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import io
 import json
 from pathlib import Path
 
+from bootstrap import measure as measure_chance
 from sources import short
 
 from odutils.datasets import CocoDetections
@@ -30,12 +32,15 @@ CARD = DATA / "weights" / "README.md"
 
 
 def measure(detector, dataset: CocoDetections) -> dict:
-    """What dev_scores.json holds."""
+    """What scores.json holds of a split."""
     predictor = Predictor(detector)
     results = predict(predictor, dataset)
     points = operating_points(dataset, predict(predictor, dataset, class_agnostic=True), THRESHOLDS)
     chosen = next((point for point in points if point["precision"] >= PRECISION), points[-1])
     scores = {"scores": score_by_source(dataset, results), "operating_points": points, "threshold": chosen}
+    scores["chance"] = {
+        part: {k: v[0][1] for k, v in of.items()} for part, of in measure_chance(dataset, [results]).items()
+    }
     voc = [id_ for id_ in dataset.ids if str(dataset.coco.imgs[id_].get("source")).startswith("voc")]
     return scores | ({"voc_ap50_by_plain_pycocotools": plain_ap50(dataset, results, voc)} if voc else {})
 
@@ -55,20 +60,26 @@ def plain_ap50(dataset: CocoDetections, results: list[dict], image_ids: list[int
     return float(evaluation.stats[1])
 
 
-def score_rows(measured: dict, dataset: CocoDetections) -> str:
-    scores, counts = measured["scores"], {}
-    for image in dataset.coco.imgs.values():
-        counts[image.get("source")] = counts.get(image.get("source"), 0) + 1
-    named = {f"all of dev, {len(dataset)} images": scores["all"]}
-    for source, metrics in scores["by_source"].items():
-        index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
-        classes = int(dataset.known(index).sum())
-        named[f"{short(source)} part, {counts[source]} images, {classes} classes"] = metrics
+def score_rows(measured: dict[str, dict], datasets: dict[str, CocoDetections]) -> str:
+    """Of each split its parts, with the 95 % interval of AP and AP50, and the whole of it."""
     lines = ["| | AP | AP50 | AP75 | small | medium | large |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{v:.3f}" for v in metrics.values()) + " |" for name, metrics in named.items()
-    ]
+    for split, dataset in datasets.items():
+        scores, counts = measured[split]["scores"], {}
+        for image in dataset.coco.imgs.values():
+            counts[image.get("source")] = counts.get(image.get("source"), 0) + 1
+        for source, metrics in scores["by_source"].items():
+            index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
+            name = (
+                f"`{split}`, {short(source)} part: {counts[source]} images, {int(dataset.known(index).sum())} classes"
+            )
+            lines.append(row_of(name, metrics, measured[split]["chance"][source]))
+        lines.append(row_of(f"`{split}`, all {len(dataset):,} images", scores["all"], {}))
     return "\n".join(lines) + "\n"
+
+
+def row_of(name: str, metrics: dict, halves: dict) -> str:
+    cells = [f"{v:.3f}" + (f" ± {halves[k]:.3f}" if k in halves else "") for k, v in metrics.items()]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def threshold_rows(measured: dict) -> str:
@@ -101,25 +112,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--split", default="dev")
+    parser.add_argument("--split", default="dev_large", help="on which the threshold is chosen")
+    parser.add_argument("--also", nargs="*", default=["dev"], metavar="SPLIT", help="to be scored, too")
     parser.add_argument("--size", type=int, help="px of the longer side (default: as in training)")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     detector = load_detector(args.weights)
     detector.settings = detector.settings._replace(size=args.size or detector.settings.size)
-    dataset = CocoDetections(args.data, args.split, detector.settings.size, classes=detector.settings.classes)
-    measured = measure(detector, dataset)
-    print(score_rows(measured, dataset), threshold_rows(measured), sep="\n")
+    about = detector.settings
+    splits = [args.split, *args.also]
+    datasets = {split: CocoDetections(args.data, split, about.size, classes=about.classes) for split in splits}
+    measured = {split: measure(detector, dataset) for split, dataset in datasets.items()}
+    chosen = measured[args.split]
+    print(score_rows(measured, datasets), threshold_rows(chosen), sep="\n")
     if args.write:
-        about = {k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "recipe", "trained_on")}
-        detector.settings = detector.settings._replace(threshold=measured["threshold"]["threshold"])
-        scores = {k: measured["scores"][k] for k in ("all", "by_source")}
-        save_detector(DATA / "weights" / "pyramid.safetensors", detector, scores=scores, **about)
-        with replacing(DATA / "weights" / "dev_scores.json") as temporary:
+        kept = {k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "recipe", "trained_on")}
+        detector.settings = about._replace(threshold=chosen["threshold"]["threshold"])
+        scores = {k: chosen["scores"][k] for k in ("all", "by_source")}
+        save_detector(DATA / "weights" / "pyramid.safetensors", detector, scores=scores, **kept)
+        with replacing(DATA / "weights" / "scores.json") as temporary:
             temporary.write_text(json.dumps(measured, indent=1) + "\n")
         card = CARD.read_text()
-        tables = {"scores": score_rows(measured, dataset), "thresholds": threshold_rows(measured)}
-        for name, content in (tables | {"classes": class_rows(measured)}).items():
+        tables = {"scores": score_rows(measured, datasets), "thresholds": threshold_rows(chosen)}
+        for name, content in (tables | {"classes": class_rows(chosen)}).items():
             card = fill(card, name, content)
         with replacing(CARD) as temporary:
             temporary.write_text(card)

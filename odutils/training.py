@@ -145,7 +145,8 @@ def train(
     detector = make_detector(recipe, train_set.classes, weights)
     kind = "article" if recipe.preset == "article" else "quality"
     loss = DetectionLoss(detector.grid(recipe.size, recipe.size), kind)
-    settings = {**asdict(recipe), "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
+    lasting = {name: value for name, value in asdict(recipe).items() if name != "stop_after"}  # may grow: it goes on
+    settings = {**lasting, "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
     extra = [Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
     if accelerator:
         extra.append(Share(accelerator))
@@ -157,7 +158,7 @@ def train(
     with locked(out) if first else nullcontext():
         if first and progress:
             print(describe(train_set, valid_set, where, workers, processes), flush=True)
-        make_learner(detector, dls, recipe, loss, where, extra).fit(recipe.epochs)
+        make_learner(detector, dls, recipe, loss, where, extra).fit(recipe.stop_after or recipe.epochs)
         if accelerator:
             accelerator.wait_for_everyone()
     return out / "best.safetensors"

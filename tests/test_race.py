@@ -10,7 +10,7 @@ import pytest
 import race as race_script
 import race_table
 import torch
-from entrants import ENTRANTS, Course
+from entrants import ENTRANTS, Course, course
 from entrants.course import Endless
 from entrants.ours import LossWithFocal, LossWithL1, LossWithTaskAlignment, pyramid
 
@@ -28,9 +28,9 @@ def data(tmp_path_factory):
     return make_sample(tmp_path_factory.mktemp("race") / "s", images=(35, 3), size=160, objects=(1, 3))
 
 
-def course_of(data, minutes=1e-9) -> Course:
+def course_of(data, minutes=1e-9, **options) -> Course:
     """One step: the time is used up after it."""
-    return Course(data, "train", minutes, 0, ARTICLE)
+    return Course(data, "train", 0, ARTICLE, minutes, **options)
 
 
 @pytest.mark.parametrize("name", ENTRANTS)
@@ -83,6 +83,45 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(data, tmp_path, monkeyp
     assert images == seen and len(set(seen)) == 3
     assert broken["steps"] == unbroken["steps"] == 3
     assert broken["memories"]["Budget"]["spent"] > 0
+
+
+@pytest.mark.parametrize("name", ["pyramid", "ssdlite", "article_mended"])
+def test_by_epochs_in_bfloat16_an_interrupted_run_ends_like_an_unbroken_one(name, data, tmp_path, monkeypatch):
+    """And takes as many steps as fit: an epoch is EPOCH images, whatever the data set has."""
+    monkeypatch.setattr(race_script, "EVERY", 1)
+    monkeypatch.setattr(course, "EPOCH", 32)
+    course_ = course_of(data, minutes=None, epochs=2, bfloat16=True)
+    what, build_run = ENTRANTS[name]
+
+    class Stop(Callback):
+        order = 50  # after the checkpoint was written
+
+        def after_batch(self, learn):
+            raise KeyboardInterrupt
+
+    def build_and_stop(course):
+        run = build_run(course)
+        run.learn.cbs.append(Stop())
+        return run
+
+    unbroken = race_script.race(name, course_, tmp_path / "unbroken", "val")
+    monkeypatch.setitem(race_script.ENTRANTS, name, (what, build_and_stop))
+    with pytest.raises(KeyboardInterrupt):
+        race_script.race(name, course_, tmp_path / "broken", "val")
+    monkeypatch.setitem(race_script.ENTRANTS, name, (what, build_run))
+    broken = race_script.race(name, course_, tmp_path / "broken", "val")
+    assert unbroken["scores"] == broken["scores"]
+    assert unbroken["steps"] == broken["steps"] == 2 and unbroken["images_seen"] == 64 and unbroken["epochs"] == 2
+    assert unbroken["precision"] == ("float32" if name == "article_mended" else "bfloat16")
+    assert broken["cpu_minutes"] > 0 < broken["wall_minutes"]
+
+
+def test_minutes_are_for_one_process_on_a_cpu(data, capsys, monkeypatch):
+    for more in (["--device", "cuda"], ["--workers", "2"], ["--epochs", "8"]):
+        monkeypatch.setattr("sys.argv", ["race.py", "--data", str(data), "--minutes", "1", *more])
+        with pytest.raises(SystemExit):
+            race_script.main()
+        assert "minutes" in capsys.readouterr().err
 
 
 def test_the_order_is_endless_complete_and_can_be_entered_anywhere():
@@ -172,30 +211,29 @@ def test_task_alignment_takes_the_anchors_of_the_best_predictions(untrained):
     assert {a: m for a, m in enumerate(match[0].tolist()) if m >= 0} == {a: which for a, (_, which) in wanted.items()}
 
 
-def fake_result(entrant: str, seed: int, ap50: float) -> dict:
-    scores = {"AP": ap50 / 2, "AP50": ap50}
-    numbers = dict(cpu_minutes=1.0, images_seen=100, training_memory_mb=900, parameters=10**6, multiplications=10**8)
-    by_source = {"coco2017_val": scores, "voc2007_test": {"AP": 0.1, "AP50": 0.3}}
-    scores = {"all": scores, "by_source": by_source}
-    return {
-        "entrant": entrant,
-        "what": ENTRANTS[entrant][0],
-        "seed": seed,
-        "scores": scores,
-        "predict_cpu_ms": 9,
-        "machine": "mine, idle",
-    } | numbers
+def fake_result(entrant: str, seed: int, ap50: float, **more) -> dict:
+    by_source = {"coco2017_val": {"AP": ap50 / 2, "AP50": ap50}, "voc2007_test": {"AP": 0.1, "AP50": 0.3}}
+    numbers = dict(training_memory_mb=900, parameters=10**6, multiplications=10**8, images_seen=1000)
+    how = dict(device="cpu", precision="float32", cpu_minutes=5.04, wall_minutes=7.0)
+    return {"entrant": entrant, "seed": seed, "scores": {"by_source": by_source}} | numbers | how | more
 
 
-def test_the_table_has_the_mean_over_seeds(tmp_path):
-    for entrant, seed, ap50 in (("fcos", 0, 0.2), ("fcos", 1, 0.3), ("pyramid", 0, 0.4)):
-        (tmp_path / f"{entrant}_{seed}.json").write_text(json.dumps(fake_result(entrant, seed, ap50)))
-    table = race_table.table(race_table.read_results(tmp_path)).splitlines()
+def test_the_table_has_the_mean_over_seeds_and_says_where_they_ran(tmp_path):
+    gpu = dict(device="NVIDIA H200", precision="bfloat16", gpu_memory_mb=700)
+    results = [fake_result("fcos", 0, 0.2), fake_result("fcos", 1, 0.3, precision="bfloat16")]
+    results.append(fake_result("pyramid", 0, 0.4, **gpu))
+    for one in results:
+        (tmp_path / f"{one['entrant']}_{one['seed']}.json").write_text(json.dumps(one))
+    read = race_table.read_results(tmp_path)
+    table = race_table.table(read).splitlines()
     assert "COCO AP / AP50" in table[0] and "VOC AP / AP50" in table[0] and len(table) == 4
-    assert "| 0.125 / 0.250 | 0.100 / 0.300 | mine | 0, 1 |" in table[2] and "| 0.200 / 0.400 |" in table[3]
+    assert "| 0.125 / 0.250 | 0.100 / 0.300 | 0, 1 |" in table[2] and "| **`pyramid`** | 0.200 / 0.400 |" in table[3]
+    assert table[2].endswith("| cpu, bfloat16 and cpu, float32 | 5.0 | 900 |")
+    assert table[3].endswith("| H200, bfloat16 | 7.0 | 700 |")
+    assert "| **`pyramid`** | 0.400 | 0.300 | 0 | 1,000 |" in race_table.sprint_table(read)
+    assert "| **`pyramid`** | 0.400 | 0.300 | 1.0 M |" in race_table.short_table(read)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
-    results = race_table.read_results()
-    assert race_table.between((BENCHMARKS / "README.md").read_text()) == race_table.table(results)
-    assert race_table.between((BENCHMARKS.parent / "README.md").read_text()) == race_table.short_table(results)
+    for (readme, mark), rows in race_table.tables().items():
+        assert race_table.between(readme.read_text(), mark) == rows, (readme, mark)

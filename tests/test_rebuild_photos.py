@@ -66,7 +66,10 @@ def test_what_is_missing_is_named(originals, tmp_path):
 
 
 def test_the_lists_of_images_are_apart():
-    train, dev = (json.loads((DATA / "weights" / file).read_text()) for file in rebuild_photos.SPLITS.values())
-    assert (sum(map(len, train.values())), sum(map(len, dev.values()))) == (9878, 500)
-    for source, ids in dev.items():
-        assert len(set(ids)) == len(ids) == 250 and not set(ids) & set(train[source])
+    lists = {s: json.loads((DATA / "weights" / file).read_text()) for s, file in rebuild_photos.SPLITS.items()}
+    counts = {split: {source: len(ids) for source, ids in of.items()} for split, of in lists.items()}
+    assert sum(counts["train"].values()) == 10374 and set(counts["dev"].values()) == {250}
+    assert counts["dev_large"] == {"coco2017_val": 550, "voc2007_test": 750}
+    for source, ids in lists["dev_large"].items():
+        assert len(set(ids)) == len(ids) and not set(ids) & set(lists["train"][source])
+        assert set(lists["dev"][source]) < set(ids)

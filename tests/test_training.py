@@ -53,6 +53,13 @@ def test_a_complete_training_does_nothing_when_started_again(sample, unbroken):
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in unbroken.iterdir()} == before
 
 
+def test_a_training_that_stops_early_keeps_its_schedule_and_can_go_on(sample, unbroken, tmp_path):
+    small_training(sample, tmp_path / "out", stop_after=1)
+    assert rows_of(tmp_path / "out") == rows_of(unbroken)[:1]
+    small_training(sample, tmp_path / "out")
+    assert rows_of(tmp_path / "out") == rows_of(unbroken)
+
+
 def test_the_recipe_decides_what_the_examples_look_like(sample, tmp_path):
     losses = set()
     for name, recipe in {"usual": {}, "mosaic": {"mosaic": 0.7}, "whole": {"crop": False}}.items():
@@ -102,6 +109,8 @@ def test_without_objects_to_validate_on_the_loss_decides(quick, sample, tmp_path
         (dict(size=100), "multiple of 32"),
         (dict(preset="article", size=256), "224 px"),
         (dict(epochs=0), "epochs 0"),
+        (dict(epochs=3, stop_after=4), "stop_after 4: choose from 1 to 3"),
+        (dict(epochs=3, stop_after=0), "stop_after 0"),
         (dict(batch_size=0), "batch size 0"),
         (dict(batch_size=100), "do not fill a batch"),
         (dict(seed=-1), "seed -1"),

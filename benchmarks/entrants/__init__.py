@@ -25,7 +25,7 @@ __all__ = ["ENTRANTS", "Course", "Run"]
 
 ENTRANTS = {
     "article": ("the article's recipe: its code as it stands", article),
-    "article_mended": ("the article's recipe, its defects mended (preset `article`)", mended_article),
+    "article_mended": ("the article's recipe, its defects fixed (preset `article`)", mended_article),
     "article_our_recipe": ("the same by our recipe: rates, schedule, backbone trained", article_by_our_recipe),
     "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),

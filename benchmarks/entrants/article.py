@@ -9,11 +9,11 @@ from article_code import ArticleCode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from entrants.course import MEAN, SIZE, STD, Budget, Course, Endless, Run, examples
+from entrants.course import MEAN, SIZE, STD, Course, Endless, Run, examples
 from entrants.ours import our_run
 from odutils import callbacks
 from odutils.anchors import article_grid
-from odutils.datasets import CocoDetections, make_loader
+from odutils.datasets import CocoDetections
 from odutils.inference import Detections, Predictor
 from odutils.losses import DetectionLoss
 from odutils.model import ArticleHead, Detector, LiteBackbone, ShrinkingStage
@@ -34,7 +34,7 @@ class ForImageNetPixels(CoarsestMap):
     """The same for pixels that are normalised as the article does it."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (pixels.new_tensor(v).view(3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         pixels = (pixels * std + mean - MEAN[0]) / STD[0]
         return super().forward(pixels.contiguous(memory_format=torch.channels_last))
 
@@ -52,15 +52,15 @@ class ArticleExamples(Dataset):
 class ArticlePredictor:
     """The article's own way from an image to detections, but for the score threshold, which is everybody's."""
 
-    def __init__(self, code, model: nn.Module):
-        self.code, self.model = code, model
+    def __init__(self, code, model: nn.Module, device: str):
+        self.code, self.model, self.device = code, model, device
 
     @torch.inference_mode()
     def batch(self, images: list[np.ndarray], threshold: float, class_agnostic: bool) -> list[Detections]:
         found = []
         for image in images:
             pixels = self.code.normalize(self.code.tfms.ToTensor()(cv2.resize(image, (SIZE, SIZE))))
-            logits, codes = self.model(pixels[None])
+            logits, codes = (part.cpu() for part in self.model(pixels[None].to(self.device)))
             scores, labels, boxes = self.code.nms(codes, logits, conf_thresh=threshold)
             best = scores.argsort(descending=True)
             boxes = boxes[best].float().numpy() * np.float32(image.shape[1::-1] * 2)  # (K, 4) in pixels
@@ -69,22 +69,27 @@ class ArticlePredictor:
 
 
 def article(course: Course) -> Run:
-    reader, learner, budget = ArticleCode(course.article), miniai(), Budget(course.minutes)
+    reader, learner = ArticleCode(course.article), miniai()
     code, dataset = reader.code, ArticleExamples(reader.Examples(CocoDetections(course.data, course.split)))
     head = code.SSD_MultiHead()
     head.sconv0 = code.StdConv(1280, 256, stride=1, drop=code.drop)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    model = nn.Sequential(ForImageNetPixels(pretrained=True), head).to(memory_format=torch.channels_last)
+    model = nn.Sequential(ForImageNetPixels(pretrained=True), head)
+    model.to(course.device, memory_format=torch.channels_last)
     code.freeze(model[0], True)
     sampler = Endless(len(dataset.examples), course.seed)
-    loader = DataLoader(dataset, BATCH, sampler=sampler, collate_fn=code.collate_fn, drop_last=True)
-    cbs = [callbacks.Steps(), learner.TrainCB(), budget]
+    loader = DataLoader(
+        dataset, BATCH, sampler=sampler, num_workers=course.workers, collate_fn=code.collate_fn, drop_last=True
+    )
+    to_device = callbacks.ToDevice(torch.device(course.device))
+    cbs = [callbacks.Steps(), to_device, learner.TrainCB(), course.budget(BATCH)]
     dls = SimpleNamespace(train=loader, valid=[])
     learn = learner.Learner(model, dls, code.ssd_loss, LR, cbs, torch.optim.AdamW)
     learn.detector = model
-    return Run(learn, ArticlePredictor(code, model), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE))
+    predictor = ArticlePredictor(code, model, course.device)
+    return Run(learn, predictor, sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE, device=course.device))
 
 
 def mended_detector(classes: tuple[str, ...]) -> Detector:
@@ -97,13 +102,16 @@ def mended_detector(classes: tuple[str, ...]) -> Detector:
 
 
 def mended_article(course: Course) -> Run:
-    dataset, learner, budget = examples(course, squash=True), miniai(), Budget(course.minutes)
-    detector, sampler = mended_detector(dataset.classes), Endless(len(dataset), course.seed)
-    dls = SimpleNamespace(train=make_loader(dataset, BATCH, sampler, workers=0), valid=[])
-    cbs = [callbacks.Steps(), learner.TrainCB(), callbacks.FreezeBackbone(whole=True), budget]
-    learn = learner.Learner(detector, dls, DetectionLoss(article_grid(), "article"), LR, cbs, torch.optim.AdamW)
+    dataset, learner = examples(course, squash=True), miniai()
+    detector, sampler = mended_detector(dataset.classes).to(course.device), Endless(len(dataset), course.seed)
+    loss = DetectionLoss(article_grid(), "article").to(course.device)
+    dls = SimpleNamespace(train=course.loader(dataset, BATCH, sampler), valid=[])
+    to_device = callbacks.ToDevice(torch.device(course.device))
+    frozen = callbacks.FreezeBackbone(whole=True)
+    cbs = [callbacks.Steps(), to_device, learner.TrainCB(), frozen, course.budget(BATCH)]
+    learn = learner.Learner(detector, dls, loss, LR, cbs, torch.optim.AdamW)
     learn.detector = detector
-    return Run(learn, Predictor(detector, "cpu"), sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE).byte())
+    return Run(learn, Predictor(detector, course.device), sampler, BATCH, course.image())
 
 
 def article_by_our_recipe(course: Course) -> Run:

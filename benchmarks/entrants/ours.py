@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace, Run, examples
+from entrants.course import MEAN, SIZE, STD, Course, Endless, Pace, Run, examples, name_of
 from odutils import callbacks
 from odutils.anchors import AnchorGrid, pyramid_grid
 from odutils.augmentation import Augment
-from odutils.datasets import CocoDetections, make_loader
+from odutils.datasets import CocoDetections
 from odutils.inference import Predictor
 from odutils.iou import paired_iou
 from odutils.losses import DetectionLoss, Matched
 from odutils.matching import assign, pairwise_iou
 from odutils.model import Detector, LiteBackbone, PyramidHead
+from odutils.precision import MixedPrecision, half_precision
 from odutils.settings import Settings
 from odutils.training import make_learner
 
@@ -128,10 +129,14 @@ def pyramid(
 
 
 def our_run(course: Course, detector: Detector, loss: DetectionLoss, dataset, left_out=(), instead=()) -> Run:
-    """A detector of this project trained as `odutils.training.train` does, by the clock instead of by epochs."""
-    sampler, budget = Endless(len(dataset), course.seed), Budget(course.minutes)
-    dls = SimpleNamespace(train=make_loader(dataset, OURS.batch_size, sampler, workers=0), valid=[])
-    learn = make_learner(detector, dls, OURS, loss, extra=[budget, Pace(budget), *instead])
-    left_out = (callbacks.Schedule, *left_out)
+    """A detector of this project trained as `odutils.training.train` does, but by the course's minutes or epochs."""
+    recipe, sampler = course.recipe, Endless(len(dataset), course.seed)
+    budget, batch_size = course.budget(recipe.batch_size), recipe.batch_size
+    dls = SimpleNamespace(train=course.loader(dataset, batch_size, sampler), valid=[])
+    mixed = course.precision(detector)
+    instead = [budget, Pace(budget), mixed, *instead]
+    learn = make_learner(detector, dls, recipe, loss, course.device, instead)
+    left_out = (callbacks.Schedule, MixedPrecision, *left_out)
     learn.cbs = [callback for callback in learn.cbs if not isinstance(callback, left_out) or callback in instead]
-    return Run(learn, Predictor(detector, "cpu"), sampler, OURS.batch_size, torch.zeros(1, 3, SIZE, SIZE).byte())
+    precision = name_of(mixed.dtype or half_precision(course.device))
+    return Run(learn, Predictor(detector, course.device), sampler, batch_size, course.image(), precision)

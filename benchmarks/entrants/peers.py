@@ -1,5 +1,7 @@
 """The peers' way: torchvision's models on our backbone, with our optimiser, augmentation and average of weights."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,9 +16,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
-from entrants.course import MEAN, OURS, SIZE, STD, Budget, Course, Endless, Pace, Run, examples
+from entrants.course import MEAN, SIZE, STD, Course, Endless, Pace, Run, examples, name_of
 from odutils import callbacks
-from odutils.datasets import CocoDetections, make_loader
+from odutils.datasets import CocoDetections
 from odutils.images import fit
 from odutils.inference import Detections, to_detections
 from odutils.model import LiteBackbone
@@ -74,9 +76,13 @@ class Named(nn.Module):
 class Peer(nn.Module):
     """A torchvision detector as our callbacks see one."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, autocast: Callable):
         super().__init__()
         self.model = model
+        # torchvision computes the loss inside of the network: only what comes before it may be in 16 bits
+        for part in (model.backbone, model.head):
+            part.forward = partial(precisely, part.forward, autocast)
+        self.register_buffer("mean", torch.zeros(()), persistent=False)  # `Resume` asks for its device
 
     @property
     def backbone(self) -> nn.Module:
@@ -85,6 +91,13 @@ class Peer(nn.Module):
     def forward(self, images: Tensor, targets: list[dict] | None = None):
         """images: (N, 3, S, S) uint8.   Returns torchvision's losses, or its detections in pixels of the input."""
         return self.model(list(images.float() / 255), targets)
+
+
+def precisely(forward: Callable, autocast: Callable, *inputs):
+    """What comes out, in float32, when a part of the network computes in the precision of the training."""
+    with autocast() if torch.is_grad_enabled() else nullcontext():
+        outputs = forward(*inputs)
+    return type(outputs)((name, output.float()) for name, output in outputs.items())
 
 
 class PeerStep(callbacks.Callback):
@@ -102,13 +115,14 @@ class PeerStep(callbacks.Callback):
 
 
 class PeerPredictor:
-    def __init__(self, peer: Peer):
-        self.peer = peer
+    def __init__(self, peer: Peer, device: str):
+        self.peer, self.device = peer, device
 
     @torch.inference_mode()
     def batch(self, images: list[np.ndarray], threshold: float, class_agnostic: bool) -> list[Detections]:
         fitted, placements = zip(*(fit(image, SIZE) for image in images), strict=True)
-        answers = self.peer.eval()(torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2))
+        answers = self.peer.eval()(torch.from_numpy(np.stack(fitted)).to(self.device).permute(0, 3, 1, 2))
+        answers = [{name: value.cpu() for name, value in answer.items()} for answer in answers]
         return [
             to_detections(a["boxes"] / SIZE, a["labels"], a["scores"], placement, image.shape)
             for a, placement, image in zip(answers, placements, images, strict=True)
@@ -116,25 +130,28 @@ class PeerPredictor:
 
 
 def peer_run(course: Course, dataset: CocoDetections, model: nn.Module) -> Run:
-    peer, learner, budget = Peer(model), miniai(), Budget(course.minutes)
-    peer.to(memory_format=torch.channels_last)
-    sampler = Endless(len(dataset), course.seed)
-    dls = SimpleNamespace(train=make_loader(dataset, OURS.batch_size, sampler, workers=0), valid=[])
+    learner, recipe, sampler = miniai(), course.recipe, Endless(len(dataset), course.seed)
+    dtype, budget = course.precision(model).dtype, course.budget(recipe.batch_size)
+    autocast = partial(torch.autocast, course.device, dtype=dtype) if dtype else nullcontext
+    peer = Peer(model, autocast).to(course.device, memory_format=torch.channels_last)
+    dls = SimpleNamespace(train=course.loader(dataset, recipe.batch_size, sampler), valid=[])
 
     class Step(PeerStep, learner.TrainCB):
         pass
 
     cbs = [
         callbacks.Steps(),
+        callbacks.ToDevice(torch.device(course.device)),
         Step(),
         callbacks.FreezeBackbone(),
         Pace(budget),
         callbacks.ClipGradients(),
-        callbacks.EMA(OURS.ema),
+        callbacks.EMA(recipe.ema),
+        budget,
     ]
-    learn = learner.Learner(peer, dls, None, OURS.lr, [*cbs, budget], lambda *_: make_optimiser(peer, OURS))
+    learn = learner.Learner(peer, dls, None, recipe.lr, cbs, lambda *_: make_optimiser(peer, recipe))
     learn.detector = peer
-    return Run(learn, PeerPredictor(peer), sampler, OURS.batch_size, torch.zeros(1, 3, SIZE, SIZE).byte())
+    return Run(learn, PeerPredictor(peer, course.device), sampler, recipe.batch_size, course.image(), name_of(dtype))
 
 
 PIXELS = dict(image_mean=[m / 255 for m in MEAN], image_std=[s / 255 for s in STD], score_thresh=EVALUATED)

@@ -72,6 +72,16 @@ def make_parser() -> Parser:
         "--backbone-lr", type=rate, default=Recipe.backbone_lr, metavar="RATE", help="and of the backbone"
     )
     command.add_argument("--mosaic", type=share, default=Recipe.mosaic, metavar="0…1", help="examples of four images")
+    command.add_argument(
+        "--balance", type=share, default=Recipe.balance, metavar="0…1",
+        help="images with a class in less than this share of all images come more often",
+    )  # fmt: skip
+    command.add_argument("--weight-decay", type=rate, default=Recipe.weight_decay, metavar="RATE", help="AdamW's")
+    command.add_argument("--warm-up", type=natural, default=Recipe.warm_up, metavar="STEPS", help="of a rising rate")
+    command.add_argument("--ema", type=share, default=Recipe.ema, metavar="0…1", help="decay of the mean of weights")
+    command.add_argument(
+        "--stop-after", type=positive, metavar="EPOCHS", help="end earlier than the schedule, which is for --epochs"
+    )
     command.add_argument("--no-crop", action="store_true", help="whole images: for last epochs, or a short training")
     command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
     command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's backbone")
