@@ -2,8 +2,8 @@
 
     python docs/make_images.py
 
-Writes detections.jpg (the photographs of data/photos), clip.gif (part of data/clip.mp4), and thumbnails/*.jpg, each cut
-from the first image of a notebook as it is stored.
+Writes detections.jpg (the photographs of data/photos), clip.gif (part of data/clip.mp4), pipeline.svg, and
+thumbnails/*.jpg, each cut from the first image of a notebook as it is stored that is not the pipeline.
 """
 
 import base64
@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
@@ -23,6 +24,7 @@ from odutils.drawing import draw_detections, write_image  # noqa: E402
 from odutils.files import DATA, replacing  # noqa: E402
 from odutils.images import read_image  # noqa: E402
 from odutils.inference import Predictor  # noqa: E402
+from odutils.pipeline import draw_pipeline  # noqa: E402
 from odutils.video.reader import read_frames  # noqa: E402
 
 ROWS = (  # photographs of about the same height beside each other
@@ -33,7 +35,7 @@ ROWS = (  # photographs of about the same height beside each other
 )
 WIDTH, GUTTER, TALLEST = 1600, 8, 420  # pixels
 CLIP_FRAMES, CLIP_WIDTH, CLIP_COLOURS = range(30, 190, 5), 400, 48
-THUMBNAIL = 320, 200
+THUMBNAIL, WIDEST = (320, 200), 4  # the pipeline's diagram is wider
 
 
 def scaled(image, detections, height):
@@ -70,8 +72,9 @@ def animated_clip(predictor):
 
 def thumbnail(notebook):
     outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
-    first = next(o["data"]["image/jpeg"] for o in outputs if "image/jpeg" in o.get("data", {}))
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))).convert("RGB"))
+    stored = (o["data"]["image/jpeg"] for o in outputs if "image/jpeg" in o.get("data", {}))
+    images = (np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in stored)
+    image = next(one for one in images if one.shape[1] < WIDEST * one.shape[0])
     width, height = THUMBNAIL
     scale = max(width / image.shape[1], height / image.shape[0])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -79,7 +82,13 @@ def thumbnail(notebook):
     write_image(DOCS / "thumbnails" / f"{notebook.stem}.jpg", small[top : top + height, left : left + width])
 
 
+def pipeline(path):
+    with plt.rc_context({"svg.hashsalt": "odutils"}), replacing(path) as temporary:
+        draw_pipeline().savefig(temporary, format="svg", metadata={"Date": None})
+
+
 def main():
+    pipeline(DOCS / "pipeline.svg")
     predictor = Predictor.from_weights(device="cpu")
     detections_grid(predictor)
     animated_clip(predictor)

@@ -36,6 +36,14 @@ def source(cell):
     return "".join(cell["source"])
 
 
+def answers_in(cell) -> list[str]:
+    """The code of each closed answer in a markdown cell, as a reader would copy it; "" for an answer in words."""
+    if cell["cell_type"] != "markdown":
+        return []
+    closed = re.findall(r"<details>\s*<summary>Answer.*?</summary>(.*?)</details>", source(cell), re.S)
+    return ["\n".join(re.findall(r"^```python\n(.*?)^```", answer, re.S | re.M)) for answer in closed]
+
+
 # ---- as files
 
 
@@ -44,13 +52,36 @@ def test_all_are_here():
     assert len(NOTEBOOKS) >= 7
 
 
-@each_notebook
-def test_the_first_code_cell_is_the_common_one(path, monkeypatch):
+@pytest.fixture
+def common(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "nbs"))
-    from setup_cell import setup_cell
+    import setup_cell
 
-    assert source(code_cells(path)[0]) == setup_cell(), "run: python nbs/setup_cell.py"
-    assert len([line for line in setup_cell().splitlines() if line.strip()]) < 10
+    return setup_cell
+
+
+@each_notebook
+def test_badge_first_cell_and_reading_time_are_the_common_ones(path, common):
+    notebook = json.loads(path.read_text())
+    common.set_up(notebook, path.name)
+    assert notebook == json.loads(path.read_text()), "run: python nbs/setup_cell.py"
+    minutes = common.minutes_to_read(notebook)
+    assert f"**Time:** {minutes} minutes to read" in source(notebook["cells"][0])
+    assert f"(nbs/{path.name})<br>{minutes} minutes" in (ROOT / "README.md").read_text()
+    assert len([line for line in common.setup_cell().splitlines() if line.strip()]) < 10
+
+
+def test_the_badge_opens_the_notebook_of_the_repository(common):
+    link = "https://colab.research.google.com/github/me/odutils/blob/main/nbs/02_anchors.ipynb"
+    assert common.badge("02_anchors.ipynb", "https://github.com/me/odutils.git").endswith(f"]({link})")
+
+
+def test_the_reading_time_counts_words_and_lines_of_code(common):
+    prose, code = (
+        {"cell_type": "markdown", "source": ["word " * 3000]},
+        {"cell_type": "code", "source": ["a\n\n"] * 200},
+    )
+    assert common.minutes_to_read({"cells": [prose, code]}) == 3000 // 200 + 200 // 20
 
 
 @pytest.mark.parametrize("theirs, used", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -77,10 +108,25 @@ def test_committed_as_a_reader_wants_it(path):
 
 
 @each_notebook
-def test_every_exercise_has_an_answer_that_runs(path):
-    answers = [cell for cell in code_cells(path) if "answer" in cell["metadata"].get("tags", [])]
-    assert len(answers) >= 3
-    assert all(cell["metadata"]["jupyter"]["source_hidden"] and cell["execution_count"] for cell in answers)
+def test_every_exercise_has_a_closed_answer(path):
+    cells = json.loads(path.read_text())["cells"]
+    exercises = [cell for cell in cells if re.search(r"^\*\*Exercise \d", source(cell), re.M)]
+    assert sum(len(re.findall(r"^\*\*Exercise \d", source(cell), re.M)) for cell in exercises) == 3
+    answers = [answer for cell in cells for answer in answers_in(cell)]
+    assert len(answers) >= 3 and sum(bool(code) for code in answers) >= 2
+    assert not [cell for cell in cells if "answer" in cell["metadata"].get("tags", [])]  # an open cell
+
+
+@each_notebook
+def test_the_pipeline_is_shown_with_this_part_lit(path):
+    assert [cell for cell in code_cells(path) if f'draw_pipeline(LIT_IN["{path.name[:2]}"])' in source(cell)]
+
+
+def test_the_glossary_is_that_of_the_notebooks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from make_glossary import make_glossary
+
+    assert (ROOT / "docs" / "glossary.md").read_text() == make_glossary(), "run: python docs/make_glossary.py"
 
 
 # ---- as Colab runs them
@@ -130,13 +176,16 @@ def colab(tmp_path_factory):
 
 
 async def run_alone(path: Path, folder: Path, replace: tuple[str, str] = ("", ""), cells: int | None = None) -> list:
-    """Run a notebook (its first code cells only) alone in a new folder; returns its code cells."""
+    """Run a notebook (its first code cells only), answers included, alone in a new folder; returns its code cells."""
     import nbformat
     from nbclient import NotebookClient
 
     folder.mkdir(parents=True)
-    notebook = nbformat.read(path, 4)
-    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
+    notebook, code = nbformat.read(path, 4), []
+    for cell in notebook.cells:
+        answers = [nbformat.v4.new_code_cell(answer) for answer in answers_in(cell) if answer]
+        code += [cell] if cell.cell_type == "code" else answers
+    notebook.cells = code[:cells]
     for cell in notebook.cells:
         cell.source = cell.source.replace(*replace) if replace[0] else cell.source
     resources = {"metadata": {"path": str(folder)}}
