@@ -175,8 +175,13 @@ def colab(tmp_path_factory):
         yield binary
 
 
-async def run_alone(path: Path, folder: Path, replace: tuple[str, str] = ("", ""), cells: int | None = None) -> list:
-    """Run a notebook (its first code cells only), answers included, alone in a new folder; returns its code cells."""
+async def run_alone(
+    path: Path, folder: Path, replace: tuple[str, str] = ("", ""), cells: int | None = None, then: str = ""
+) -> list:
+    """Run a notebook (its first code cells only), answers included, alone in a new folder; returns its code cells.
+
+    then: a last cell, as a reader might add one to move a control.
+    """
     import nbformat
     from nbclient import NotebookClient
 
@@ -185,7 +190,7 @@ async def run_alone(path: Path, folder: Path, replace: tuple[str, str] = ("", ""
     for cell in notebook.cells:
         answers = [nbformat.v4.new_code_cell(answer) for answer in answers_in(cell) if answer]
         code += [cell] if cell.cell_type == "code" else answers
-    notebook.cells = code[:cells]
+    notebook.cells = code[:cells] + ([nbformat.v4.new_code_cell(then)] if then else [])
     for cell in notebook.cells:
         cell.source = cell.source.replace(*replace) if replace[0] else cell.source
     resources = {"metadata": {"path": str(folder)}}
