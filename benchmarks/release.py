@@ -126,7 +126,9 @@ def main():
     chosen = measured[args.split]
     print(score_rows(measured, datasets), threshold_rows(chosen), sep="\n")
     if args.write:
-        kept = {k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "recipe", "trained_on")}
+        kept = {
+            k: v for k, v in load_weights(args.weights)[1].items() if k in ("epoch", "steps", "recipe", "trained_on")
+        }
         detector.settings = about._replace(threshold=chosen["threshold"]["threshold"])
         scores = {k: chosen["scores"][k] for k in ("all", "by_source")}
         save_detector(DATA / "weights" / "pyramid.safetensors", detector, scores=scores, **kept)

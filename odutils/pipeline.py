@@ -6,9 +6,6 @@ N images, A anchors, C classes, M ground-truth boxes.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch
-
 from odutils.plots import COLOURS, set_style
 
 WIDTH, HEIGHT = 1.52, 0.98  # of a box, in inches
@@ -61,17 +58,19 @@ LIT_IN = {  # notebook: its parts
 }
 
 
-def draw_pipeline(lit: Iterable[str] = ()) -> plt.Figure:
-    """The pipeline from image to detections, and training's branch below it; the parts named in `lit` are coloured.
+def draw_pipeline(lit: Iterable[str] = ()):
+    """A matplotlib figure of the pipeline from image to detections, and training's branch below it; the parts named in `lit` are coloured.
 
     Shapes are those of the preset `pyramid`, input 416 × 416 px. Raises KeyError for a part that does not exist.
     """
+    import matplotlib.pyplot as plt
+
     lit = {name: PARTS[name] for name in lit}
     set_style()
     figure = plt.figure(figsize=(STEP_X * 8, STEP_Y * 2.1), layout="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.5, 7.5), ylim=(1.6, -0.5))
     axes.axis("off")
-    axes.add_patch(FancyBboxPatch((-0.44, 0.6), 5.88, 0.92, "round,pad=0,rounding_size=0.05", fc=BAND, ec="none"))
+    draw_box(axes, -0.44, 0.6, 5.88, 0.92, fc=BAND, ec="none")
     axes.text(1, 1.46, "training only", color=TRAINING, ha="center", va="bottom", fontsize=11, style="italic")
     for name, part in PARTS.items():
         draw_part(axes, part, LIT if name in lit else PLAIN)
@@ -82,11 +81,9 @@ def draw_pipeline(lit: Iterable[str] = ()) -> plt.Figure:
     return figure
 
 
-def draw_part(axes: plt.Axes, part: Part, colour: str) -> None:
+def draw_part(axes, part: Part, colour: str) -> None:
     width, height = WIDTH / STEP_X, HEIGHT / STEP_Y
-    corner = part.column - width / 2, part.row - height / 2
-    box = FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=0.05", fc=colour, ec="black", lw=1)
-    axes.add_patch(box)
+    draw_box(axes, part.column - width / 2, part.row - height / 2, width, height, fc=colour, ec="black", lw=1)
     lines = part.title.count("\n") + part.shape.count("\n")
     top = part.row - 0.11 - 0.055 * lines
     axes.text(part.column, top, part.title, ha="center", va="top", fontsize=10, weight="bold", linespacing=1.1)
@@ -94,7 +91,13 @@ def draw_part(axes: plt.Axes, part: Part, colour: str) -> None:
     axes.text(part.column, below, part.shape, ha="center", va="top", fontsize=8.5, linespacing=1.25)
 
 
-def draw_arrow(axes: plt.Axes, first: Part, second: Part, colour: str) -> None:
+def draw_box(axes, left: float, top: float, width: float, height: float, **style) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    axes.add_patch(FancyBboxPatch((left, top), width, height, "round,pad=0,rounding_size=0.05", **style))
+
+
+def draw_arrow(axes, first: Part, second: Part, colour: str) -> None:
     """From the side of one box that faces the other: sideways within a row, else from below or above."""
     half_width, half_height = WIDTH / STEP_X / 2, HEIGHT / STEP_Y / 2
     start, end = [first.column, first.row], [second.column, second.row]
