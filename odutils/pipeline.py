@@ -59,9 +59,10 @@ LIT_IN = {  # notebook: its parts
 
 
 def draw_pipeline(lit: Iterable[str] = ()):
-    """A matplotlib figure of the pipeline from image to detections, and training's branch below it; the parts named in `lit` are coloured.
+    """A matplotlib figure: the pipeline from image to detections, and training's branch below it.
 
-    Shapes are those of the preset `pyramid`, input 416 × 416 px. Raises KeyError for a part that does not exist.
+    lit: names of parts to colour. Shapes are those of the preset `pyramid`, input 416 × 416 px. Raises KeyError for a
+    part that does not exist.
     """
     import matplotlib.pyplot as plt
 
