@@ -1,0 +1,21 @@
+"""Protects notebook 08's threshold slider: after the last cell it still moves the point and redraws the boxes."""
+
+import asyncio
+
+from test_notebooks import NOTEBOOKS, run_alone
+
+MOVED = """
+choice, slider, window = explorer.children
+assert choice.description == "image" and slider.description == "threshold"
+views = [window.value]
+for control, value in ((slider, 0.7), (choice, 3), (slider, 0.9)):
+    control.value = value
+    views.append(window.value)
+assert all(view[:2] == b"\\xff\\xd8" for view in views)  # JPEG
+assert len(set(views)) == len(views)
+"""
+
+
+def test_the_slider_moves_after_the_last_cell(tmp_path):
+    path = next(path for path in NOTEBOOKS if path.name.startswith("08"))
+    asyncio.run(run_alone(path, tmp_path / "content", then=MOVED))
