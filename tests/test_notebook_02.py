@@ -1,0 +1,29 @@
+"""Protects notebook 02's controls: they must still work after the notebook's last cell, and show what they count."""
+
+import asyncio
+
+from test_notebooks import NOTEBOOKS, run_alone
+
+MOVE = """
+choice, threshold, count, view = explorer.children
+assert choice.description and threshold.description
+before = bytes(view.value), count.value
+assert before[0].startswith(b"\\xff\\xd8")  # a JPEG
+
+threshold.value = 0.3
+lower = bytes(view.value), count.value
+assert lower[0] != before[0] and lower[1] != before[1]
+assert int(lower[1].split()[-1]) > int(before[1].split()[-1])  # a lower threshold leaves more positives
+
+shown = {lower[0]}
+for name in choice.options:
+    choice.value = name
+    shown.add(bytes(view.value))
+    assert int(count.value.split()[-1]) >= 1  # rule 2: no object is without a positive
+assert len(shown) == len(choice.options)
+"""
+
+
+def test_both_controls_redraw_after_the_last_cell(tmp_path):
+    path = next(path for path in NOTEBOOKS if path.name.startswith("02"))
+    asyncio.run(run_alone(path, tmp_path / "content", then=MOVE))
