@@ -74,7 +74,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(data, tmp_path, monkeyp
         monkeypatch.setitem(race_script.ENTRANTS, "stopped", ("stopped", build_run))
         with pytest.raises(KeyboardInterrupt):
             race_script.race("stopped", course_of(data, minutes=60), folder, "val")
-        return torch.load(folder / "stopped_0.pt", weights_only=True)
+        return torch.load(folder / "stopped_0_minutes.pt", weights_only=True)
 
     run_for(2, tmp_path / "broken")
     broken, images = run_for(1, tmp_path / "broken"), seen.copy()
