@@ -5,8 +5,8 @@
 
 The threshold is the lowest of those tried at which three of four boxes that a person sees on the split are right.
 `--write` puts the weights, scores.json and the tables of data/weights/README.md in place; what that card says in
-words about recipe and failures is for a person to write, who has looked at the images. `--also` names splits that are
-scored for comparison: nothing is chosen on them.
+words about recipe and failures has to be written by hand, by someone who has looked at the images. `--also` names
+splits that are scored for comparison: nothing is chosen on them.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def _draw_image(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
 def _write_dataset(root: Path, objects: list[list[dict]], categories: dict[int, str], split: str = "train", **more):
     """Write a data set in COCO's layout with one 96 × 64 image for each list of objects; returns root.
 
-    An object is {"bbox": …, "category_id": …} and whatever else its annotation shall hold; image ids start at 1.
+    An object is {"bbox": …, "category_id": …} and whatever else its annotation should hold; image ids start at 1.
     more: `images`, a list of dicts to add to the images' entries; everything else goes to the top of the file.
     """
     (root / split).mkdir(parents=True)

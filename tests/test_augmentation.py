@@ -168,7 +168,7 @@ def test_images_without_objects():
 
 
 def test_imgaug_works_with_this_numpy_and_is_loaded_when_needed_only():
-    """In a process of its own, so that nothing has mended numpy before."""
+    """In a process of its own, so that nothing has patched numpy before."""
     code = (
         "import sys, numpy as np, odutils.augmentation as a\n"
         "assert 'imgaug' not in sys.modules\n"

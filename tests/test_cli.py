@@ -32,7 +32,7 @@ THRESHOLD = 0.8
 
 
 def save_random(path, classes=CLASSES):
-    """Weights that nobody trained, but that are sure enough of what they see to draw some boxes."""
+    """Untrained weights whose scores are high enough for some boxes to be drawn."""
     torch.manual_seed(0)
     detector = build("pyramid", classes).train()
     torch.nn.init.normal_(detector.head.class_output.weight, std=0.1)

@@ -66,8 +66,8 @@ def test_each_kind(tmp_path, write_dataset, kind, result):
     right = [found(PERSON, 1, 0.9), found(CAT, 17, 0.9)]
     errors = find_errors(match_results(dataset, [*right, result]))
     assert [error.kind for error in errors] == [kind]
-    mended = gains(match_results(dataset, [*right, result]), errors)
-    assert mended == dict.fromkeys(KINDS, 0)  # it comes after all that is right, and costs nothing
+    fixed = gains(match_results(dataset, [*right, result]), errors)
+    assert fixed == dict.fromkeys(KINDS, 0)  # it comes after all that is right, and costs nothing
 
 
 def test_what_is_missed_and_what_is_only_named_or_placed_wrongly(tmp_path, write_dataset):
@@ -75,13 +75,13 @@ def test_what_is_missed_and_what_is_only_named_or_placed_wrongly(tmp_path, write
     named, placed = found(CAT, 3, 0.8), found([20, 10, 20, 40], 1, 0.7)
     matched = match_results(dataset, [placed, named])
     errors = find_errors(matched)
-    assert [error.kind for error in errors] == ["class", "location", "missed"]  # surest first
+    assert [error.kind for error in errors] == ["class", "location", "missed"]  # most confident first
     assert [matched.objects[error.object]["category_id"] for error in errors] == [17, 1, 3]
     assert gains(matched, errors) == pytest.approx(dict.fromkeys(KINDS, 0) | {"class": 1 / 3, "location": 1 / 3})
 
 
-def test_an_object_mended_twice_counts_once(tmp_path, write_dataset):
-    """Two poor boxes on one person: the surer one becomes right, the other goes, and is no duplicate."""
+def test_an_object_fixed_twice_counts_once(tmp_path, write_dataset):
+    """Two poor boxes on one person: the more confident one is corrected, the other goes, and is no duplicate."""
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}))
     matched = match_results(dataset, [found([20, 10, 20, 40], score=0.7), found([22, 10, 20, 40], score=0.8)])
     errors = find_errors(matched)
@@ -148,24 +148,24 @@ def kind_slowly(result, objects):
     return "both" if max(own, other) > 0.1 else "background"
 
 
-def mend_slowly(dataset, results, kind):
-    """AP50 after the data set itself was mended: other results, other objects, scored anew by pycocotools."""
+def fix_slowly(dataset, results, kind):
+    """AP50 after the data set itself was fixed: other results, other objects, scored anew by pycocotools."""
     matched = match_results(dataset, results)
     errors = [error for error in find_errors(matched) if error.kind == kind]
     gone = {error.result for error in errors}
-    mended = [one for i, one in enumerate(matched.results) if i not in gone]
+    fixed = [one for i, one in enumerate(matched.results) if i not in gone]
     done = set(np.flatnonzero(matched.found))
     for error in errors:
         if kind in ("class", "location") and error.object not in done:
             done.add(error.object)
             perfect = {key: matched.objects[error.object][key] for key in ("image_id", "category_id", "bbox")}
-            mended.append(perfect | {"score": matched.results[error.result]["score"]})
+            fixed.append(perfect | {"score": matched.results[error.result]["score"]})
     other = copy.deepcopy(dataset)
     # A perfect box must not find a crowd instead, and nothing else may: only what counts is kept.
     kept = [one for g, one in enumerate(matched.objects) if kind != "missed" or g not in {e.object for e in errors}]
     other.coco.dataset["annotations"] = [one | {"ignore": 0} for one in kept]
     other.coco.createIndex()
-    return score(other, mended)["AP50"]
+    return score(other, fixed)["AP50"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -182,7 +182,7 @@ def test_kinds_and_gains_equal_the_slow_version(tmp_path, write_dataset, seed):
     assert len({error.kind for error in errors}) >= 4
     before = score(dataset, results)["AP50"]
     for kind, gain in gains(matched, errors).items():
-        assert gain == pytest.approx(mend_slowly(dataset, results, kind) - before, abs=1e-9), kind
+        assert gain == pytest.approx(fix_slowly(dataset, results, kind) - before, abs=1e-9), kind
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -209,5 +209,5 @@ def test_tide_itself_says_the_same(tmp_path, write_dataset, seed):
         assert sum(error.kind == kind for error in errors) == counts[name], kind
         if kind not in ("class", "location") or not meant["class"] & meant["location"]:
             assert ours[kind] == pytest.approx(theirs[name], abs=1e-9), kind
-        else:  # theirs lets the surest of both kinds alone mend an object, so mending one kind does less
+        else:  # theirs lets only the most confident of both kinds fix an object, so fixing one kind does less
             assert ours[kind] >= theirs[name] - 1e-9, kind

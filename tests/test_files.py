@@ -229,7 +229,7 @@ def test_a_download_is_verified_and_kept(tmp_path, server):
     path = get(server, tmp_path, size=len(CONTENT), md5=MD5)
     assert path.read_bytes() == CONTENT and names(tmp_path) == ["file.bin"]
     get(server, tmp_path, size=len(CONTENT), md5=MD5)
-    assert server.ranges == [None]  # the second call asked nobody
+    assert server.ranges == [None]  # the second call sent no request
     path.write_bytes(CONTENT[:-1])
     assert get(server, tmp_path, size=len(CONTENT), md5=MD5).read_bytes() == CONTENT
 

@@ -29,7 +29,7 @@ def overlap(a, b):
 
 
 def decode_one(grid, anchor, code):
-    """One box from its code, as the preset's description has it."""
+    """One box from its code, as the preset's description says."""
     x1, y1, x2, y2 = grid.boxes[anchor].double().tolist()
     code = code.double()
     if grid.coding == "sides":

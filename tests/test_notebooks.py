@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 TIMED = re.compile(r"\b(ms|µs|s|seconds?|minutes?|hours?|days|[kMG]B|a second)\b")  # what no two runs have in common
 FAKE_COLAB = {
     "__init__.py": "",
-    "output.py": "def eval_js(code):\n    raise RuntimeError('nobody is at this browser')\n",
+    "output.py": "def eval_js(code):\n    raise RuntimeError('no browser is open')\n",
     "files.py": "def upload():\n    return {}\n",
 }
 

@@ -164,7 +164,7 @@ def test_metadata_can_be_read_without_this_package(detector, model):
 
 
 def test_the_file_and_its_description_are_enough(model, predictors):
-    """What somebody does who has the file alone: their own letterbox, suppression left out."""
+    """What a program with the file alone does: its own letterbox, no suppression."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     image = read_image(DATA / "photos" / "kitten.jpg")

@@ -107,7 +107,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def two_processes(sample, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    (out / "training1").mkdir()  # not shared, so that it shows who writes
+    (out / "training1").mkdir()  # not shared, so that it shows which process writes
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     both["CUDA_VISIBLE_DEVICES"] = ""  # as where there is no card, so that the default device is the CPU
     call = f"import test_processes; test_processes.work({str(sample)!r}, {str(out)!r})"

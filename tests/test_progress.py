@@ -1,4 +1,4 @@
-"""Protects progress bars: terminals and notebooks get them, pipes and files get nothing, nobody gets a warning."""
+"""Protects progress bars: terminals and notebooks get them, pipes and files get nothing, and no one sees a warning."""
 
 import subprocess
 import sys

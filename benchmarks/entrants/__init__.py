@@ -1,4 +1,4 @@
-"""Who runs in the race: the article's way, the peers' way, ours, and ours with one thing changed.
+"""The entrants of the race: the article's way, the peers' way, ours, and ours with one thing changed.
 
 Every entrant but one begins with the same ImageNet backbone, EfficientNet-Lite0. An entrant is a function of a `Course`
 that returns a `Run`.
@@ -6,7 +6,7 @@ that returns a `Run`.
 
 from functools import partial
 
-from entrants.article import article, article_by_our_recipe, mended_article
+from entrants.article import article, article_by_our_recipe, fixed_article
 from entrants.course import Course, Run
 from entrants.ours import (
     HeadWithoutFusion,
@@ -25,7 +25,7 @@ __all__ = ["ENTRANTS", "Course", "Run"]
 
 ENTRANTS = {
     "article": ("the article's recipe: its code as it stands", article),
-    "article_mended": ("the article's recipe, its defects fixed (preset `article`)", mended_article),
+    "article_mended": ("the article's recipe, its defects fixed (preset `article`)", fixed_article),
     "article_our_recipe": ("the same by our recipe: rates, schedule, backbone trained", article_by_our_recipe),
     "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),

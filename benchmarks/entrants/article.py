@@ -92,7 +92,7 @@ def article(course: Course) -> Run:
     return Run(learn, predictor, sampler, BATCH, torch.zeros(1, 3, SIZE, SIZE, device=course.device))
 
 
-def mended_detector(classes: tuple[str, ...]) -> Detector:
+def fixed_detector(classes: tuple[str, ...]) -> Detector:
     """Our preset `article` on the Lite0 backbone."""
     head = ArticleHead(len(classes))
     head.stages[0] = ShrinkingStage(1280, 256, 1, dropout=0.4)
@@ -101,9 +101,9 @@ def mended_detector(classes: tuple[str, ...]) -> Detector:
     return detector.to(memory_format=torch.channels_last)
 
 
-def mended_article(course: Course) -> Run:
+def fixed_article(course: Course) -> Run:
     dataset, learner = examples(course, squash=True), miniai()
-    detector, sampler = mended_detector(dataset.classes).to(course.device), Endless(len(dataset), course.seed)
+    detector, sampler = fixed_detector(dataset.classes).to(course.device), Endless(len(dataset), course.seed)
     loss = DetectionLoss(article_grid(), "article").to(course.device)
     dls = SimpleNamespace(train=course.loader(dataset, BATCH, sampler), valid=[])
     to_device = callbacks.ToDevice(torch.device(course.device))
@@ -117,4 +117,4 @@ def mended_article(course: Course) -> Run:
 def article_by_our_recipe(course: Course) -> Run:
     """Head, anchors, matching and loss of the article; rates, schedule, average and trained backbone of `pyramid`."""
     dataset = examples(course, squash=True)
-    return our_run(course, mended_detector(dataset.classes), DetectionLoss(article_grid(), "article"), dataset)
+    return our_run(course, fixed_detector(dataset.classes), DetectionLoss(article_grid(), "article"), dataset)

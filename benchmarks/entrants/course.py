@@ -26,7 +26,7 @@ MEAN, STD = [127.0] * 3, [128.0] * 3  # of EfficientNet-Lite0's pixels
 # minutes, and the rates lowered to fit. By epochs: a batch of 32, and the rates raised to fit.
 BY_MINUTES = Recipe(size=SIZE, batch_size=8, lr=1e-3, backbone_lr=1.4e-4)
 BY_EPOCHS = Recipe(size=SIZE, batch_size=32, lr=2e-3, backbone_lr=2.8e-4)
-EPOCH = 9_880  # images, whatever the folder holds: who trains on a few more images must not be given more steps, too
+EPOCH = 9_880  # images, whatever the folder holds: a few more images in it must not mean more steps
 
 
 class Course(NamedTuple):

@@ -1,4 +1,4 @@
-"""The sample data set: drawn scenes in COCO's layout, for whoever has not downloaded COCO (yet).
+"""The sample data set: drawn scenes in COCO's layout, for readers who have not downloaded COCO.
 
 It needs no download and takes seconds; the same seed draws the same bytes (with the same versions of NumPy and OpenCV).
 """
