@@ -41,7 +41,7 @@ def select(
     above, values = above[order[:top_k]], values[:top_k]  # (candidates,) each
     anchor, column = above // logits.shape[1], above % logits.shape[1]
     boxes = grid.pick(anchor).decode(codes[anchor]).clamp(0, 1)  # (candidates, 4)
-    # float64: batched_nms moves every class to a place of its own, and in float32 a small box would change on the way.
+    # float64: batched_nms shifts each class to a region of its own, and in float32 a small box would change on the way.
     kept = batched_nms(boxes.double(), values.double(), column, iou_threshold)
     if class_agnostic:
         kept = kept[nms(boxes[kept].double(), values[kept].double(), ANY_CLASS_IOU)]
