@@ -86,7 +86,7 @@ class ToDevice(Callback):
 
 
 class FreezeBackbone(Callback):
-    """Keep the ImageNet backbone's batch norm as it is, and the first layers, too: few images would only unlearn them.
+    """Keep the ImageNet backbone's batch norm and its first layers: trained on few images, they would only get worse.
 
     Batch norm in eval mode stops its statistics as well; stopping gradients alone does not.
     whole: freeze all of the backbone.
