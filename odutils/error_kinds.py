@@ -2,14 +2,14 @@
 
 A false positive is of the first kind whose test it passes; IoU is with the ground-truth objects of its image:
 
-    location    an object of its class, IoU 0.1 to 0.5: a poor bounding box
-    class       an object of another class, IoU 0.5 or more: the wrong class
-    duplicate   an object of its class, IoU 0.5 or more, to which a detection of higher score is matched
-    background  no object, or IoU 0.1 or less with each
-    both        what is left: another class, and a poor bounding box
+    localization    an object of its class, IoU 0.1 to 0.5: a poor bounding box
+    classification  an object of another class, IoU 0.5 or more: the wrong class
+    duplicate       an object of its class, IoU 0.5 or more, to which a detection of higher score is matched
+    background      no object, or IoU 0.1 or less with each
+    both            what is left: another class, and a poor bounding box
 
-A false negative is `missed` unless a location or class error is about it. Objects and detections are COCO's dicts;
-D detections, G objects.
+A false negative is `missed` unless a localization or classification error is about it. Objects and detections are
+COCO's dicts; D detections, G objects.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ import numpy as np
 
 from odutils.evaluation import MatchedResults
 
-KINDS = ("class", "location", "both", "duplicate", "background", "missed")
+KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # TIDE's IoU thresholds: at least for a match; at most for background
 
 
@@ -39,7 +39,7 @@ def find_errors(matched: MatchedResults) -> list[Error]:
     for g, one in enumerate(matched.objects):
         in_image[one["image_id"]].append(g)
     errors = []
-    for d in sorted(np.flatnonzero(~matched.right).tolist(), key=lambda d: -matched.results[d]["score"]):
+    for d in sorted(np.flatnonzero(~matched.true_positive).tolist(), key=lambda d: -matched.results[d]["score"]):
         result = matched.results[d]
         there = in_image[result["image_id"]]
         boxes = [matched.objects[g]["bbox"] for g in there]
@@ -47,7 +47,7 @@ def find_errors(matched: MatchedResults) -> list[Error]:
         same = np.array([matched.objects[g]["category_id"] == result["category_id"] for g in there], bool)
         kind, nearest = kind_of(overlap, same)
         errors.append(Error(kind, d, None if nearest is None else there[nearest]))
-    meant = {error.object for error in errors if error.kind in ("class", "location")}
+    meant = {error.object for error in errors if error.kind in ("classification", "localization")}
     return errors + [Error("missed", None, g) for g in np.flatnonzero(~matched.found).tolist() if g not in meant]
 
 
@@ -58,24 +58,24 @@ def kind_of(overlap: np.ndarray, same: np.ndarray) -> tuple[str, int | None]:
     """
     own, other = overlap * same, overlap * ~same  # (G,) each
     if BACKGROUND <= own.max(initial=0) < FOREGROUND:
-        return "location", int(own.argmax())
+        return "localization", int(own.argmax())
     if other.max(initial=0) >= FOREGROUND:
-        return "class", int(other.argmax())
+        return "classification", int(other.argmax())
     if own.max(initial=0) >= FOREGROUND:
         return "duplicate", int(own.argmax())
     return ("background" if overlap.max(initial=0) <= BACKGROUND else "both"), None
 
 
-def average_precision(right: np.ndarray, objects: int) -> float:
-    """Interpolated precision, averaged over the recalls 0, 0.01 … 1 (Lin et al. 2014, as pycocotools does).
+def average_precision(true_positive: np.ndarray, objects: int) -> float:
+    """Interpolated precision, averaged over the recalls 0, 0.01 … 1, as pycocotools does.
 
-    right: (D,) bool, which are true positives, best score first.   objects: TP + FN, at least one.
+    true_positive: (D,) bool, for each detection, highest score first.   objects: TP + FN, at least one.
     """
-    hits = np.cumsum(right)
-    precision = hits / np.arange(1, len(hits) + 1)  # (D,)
+    tp = np.cumsum(true_positive)
+    precision = tp / np.arange(1, len(tp) + 1)  # (D,)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
-    reached = np.searchsorted(hits / objects, np.linspace(0, 1, 101))  # (101,) first detection with that recall
-    return float(np.append(best_from_here, 0.0)[np.minimum(reached, len(hits))].mean())
+    reached = np.searchsorted(tp / objects, np.linspace(0, 1, 101))  # (101,) first detection with that recall
+    return float(np.append(best_from_here, 0.0)[np.minimum(reached, len(tp))].mean())
 
 
 def gains(matched: MatchedResults, errors: list[Error]) -> dict[str, float]:
@@ -95,13 +95,17 @@ def _mean_ap(matched: MatchedResults, corrected: list[Error] = ()) -> float:
     """AP50, the mean over the classes, after some errors of one kind, best score first, are corrected."""
     removed = {error.result for error in corrected}
     uncounted = {error.object for error in corrected if error.kind == "missed"}
-    scored = defaultdict(list)  # by class: (score, right) of each detection
-    for d, (result, right) in enumerate(zip(matched.results, matched.right.tolist(), strict=True)):
+    scored = defaultdict(list)  # by class: (score, true positive) of each detection
+    for d, (result, true_positive) in enumerate(zip(matched.results, matched.true_positive.tolist(), strict=True)):
         if d not in removed:
-            scored[result["category_id"]].append((result["score"], right))
+            scored[result["category_id"]].append((result["score"], true_positive))
     found_now = set()
     for error in corrected:
-        if error.kind in ("class", "location") and not matched.found[error.object] and error.object not in found_now:
+        if (
+            error.kind in ("classification", "localization")
+            and not matched.found[error.object]
+            and error.object not in found_now
+        ):
             found_now.add(error.object)
             score = matched.results[error.result]["score"]
             scored[matched.objects[error.object]["category_id"]].append((score, True))
@@ -109,5 +113,5 @@ def _mean_ap(matched: MatchedResults, corrected: list[Error] = ()) -> float:
     for g, one in enumerate(matched.objects):
         count[one["category_id"]] += g not in uncounted
     ranked = {category: sorted(scored[category], key=lambda entry: -entry[0]) for category in count}
-    aps = [average_precision([right for _, right in ranked[c]], objects) for c, objects in count.items() if objects]
+    aps = [average_precision([true for _, true in ranked[c]], objects) for c, objects in count.items() if objects]
     return float(np.mean(aps)) if aps else 0.0

@@ -30,7 +30,7 @@ class MatchedResults(NamedTuple):
     """Results and ground-truth objects as pycocotools matched them at IoU 0.5, without what counts neither way."""
 
     results: list[dict]  # D, in pycocotools' order: by class, by image, by score
-    right: np.ndarray  # (D,) bool: true positives; the others are false positives
+    true_positive: np.ndarray  # (D,) bool; the others are false positives
     objects: list[dict]  # G, the ground truth
     found: np.ndarray  # (G,) bool: matched to a result; the others are false negatives
 
@@ -154,17 +154,17 @@ def match_results(dataset: CocoDetections, results: list[dict]) -> MatchedResult
     """
     results = only_labelled(dataset, results)
     evaluation = run_cocoeval(dataset, results)
-    kept, right, objects, found = [], [], [], []
+    kept, true_positive, objects, found = [], [], [], []
     for one in evaluation.evalImgs:
         if one is not None and one["aRng"] == list(evaluation.params.areaRng[0]):
             counts = ~one["dtIgnore"][0]
             kept += [results[i - 1] for i, counted in zip(one["dtIds"], counts, strict=True) if counted]  # ids from 1
-            right += list(one["dtMatches"][0][counts] > 0)
+            true_positive += list(one["dtMatches"][0][counts] > 0)
             by_id = {o["id"]: o for o in evaluation._gts[one["image_id"], one["category_id"]]}
             wanted = np.asarray(one["gtIgnore"]) == 0
             objects += [by_id[i] for i, counted in zip(one["gtIds"], wanted, strict=True) if counted]
             found += list(one["gtMatches"][0][wanted] > 0)
-    return MatchedResults(kept, np.array(right, bool), objects, np.array(found, bool))
+    return MatchedResults(kept, np.array(true_positive, bool), objects, np.array(found, bool))
 
 
 def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
@@ -192,7 +192,7 @@ def operating_points(dataset: CocoDetections, results: list[dict], thresholds: l
     points = []
     for threshold in thresholds:
         drawn = scores > threshold
-        boxes, true_positives = int(drawn.sum()), int(matched.right[drawn].sum())
+        boxes, true_positives = int(drawn.sum()), int(matched.true_positive[drawn].sum())
         point = {"threshold": threshold, "precision": true_positives / max(1, boxes)}
         point |= {"recall": true_positives / max(1, len(matched.objects)), "boxes": boxes / len(dataset.ids)}
         points.append(point)

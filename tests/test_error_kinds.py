@@ -51,10 +51,10 @@ PERSON, CAT = [10, 10, 20, 40], [60, 10, 30, 30]
 @pytest.mark.parametrize(
     "kind, result",
     [
-        ("class", found(CAT, 1)),
-        ("class", found([60, 10, 30, 20], 3)),  # IoU 2 / 3
-        ("location", found([10, 10, 20, 15])),  # IoU 3 / 8
-        ("location", found([20, 10, 20, 40])),  # IoU 1 / 3
+        ("classification", found(CAT, 1)),
+        ("classification", found([60, 10, 30, 20], 3)),  # IoU 2 / 3
+        ("localization", found([10, 10, 20, 15])),  # IoU 3 / 8
+        ("localization", found([20, 10, 20, 40])),  # IoU 1 / 3
         ("both", found([60, 10, 30, 12], 1)),  # IoU 2 / 5 with the cat
         ("duplicate", found([10, 10, 20, 36])),
         ("background", found([40, 52, 10, 10])),
@@ -75,9 +75,11 @@ def test_what_is_missed_and_what_is_only_named_or_placed_wrongly(tmp_path, write
     named, placed = found(CAT, 3, 0.8), found([20, 10, 20, 40], 1, 0.7)
     matched = match_results(dataset, [placed, named])
     errors = find_errors(matched)
-    assert [error.kind for error in errors] == ["class", "location", "missed"]  # most confident first
+    assert [error.kind for error in errors] == ["classification", "localization", "missed"]  # most confident first
     assert [matched.objects[error.object]["category_id"] for error in errors] == [17, 1, 3]
-    assert gains(matched, errors) == pytest.approx(dict.fromkeys(KINDS, 0) | {"class": 1 / 3, "location": 1 / 3})
+    assert gains(matched, errors) == pytest.approx(
+        dict.fromkeys(KINDS, 0) | {"classification": 1 / 3, "localization": 1 / 3}
+    )
 
 
 def test_an_object_fixed_twice_counts_once(tmp_path, write_dataset):
@@ -85,8 +87,8 @@ def test_an_object_fixed_twice_counts_once(tmp_path, write_dataset):
     dataset = data_set(tmp_path, write_dataset, (PERSON, 1, {}))
     matched = match_results(dataset, [found([20, 10, 20, 40], score=0.7), found([22, 10, 20, 40], score=0.8)])
     errors = find_errors(matched)
-    assert [error.kind for error in errors] == ["location", "location"]
-    assert gains(matched, errors)["location"] == pytest.approx(1)
+    assert [error.kind for error in errors] == ["localization", "localization"]
+    assert gains(matched, errors)["localization"] == pytest.approx(1)
 
 
 def test_a_false_detection_costs_by_its_place_in_the_ranking(tmp_path, write_dataset):
@@ -122,7 +124,7 @@ def test_average_precision_is_pycocotools(tmp_path, write_dataset, seed):
         of_class = [i for i, one in enumerate(matched.results) if one["category_id"] == category]
         of_class.sort(key=lambda i: -matched.results[i]["score"])
         count = sum(one["category_id"] == category for one in matched.objects)
-        by_hand = average_precision(matched.right[of_class], count)
+        by_hand = average_precision(matched.true_positive[of_class], count)
         assert by_hand == pytest.approx(score(dataset, results)["by_class"][name], abs=1e-12)
 
 
@@ -140,9 +142,9 @@ def kind_slowly(result, objects):
     own = max((iou for iou, same in pairs if same), default=0)
     other = max((iou for iou, same in pairs if not same), default=0)
     if 0.1 <= own < 0.5:
-        return "location"
+        return "localization"
     if other >= 0.5:
-        return "class"
+        return "classification"
     if own >= 0.5:
         return "duplicate"
     return "both" if max(own, other) > 0.1 else "background"
@@ -156,7 +158,7 @@ def fix_slowly(dataset, results, kind):
     fixed = [one for i, one in enumerate(matched.results) if i not in gone]
     done = set(np.flatnonzero(matched.found))
     for error in errors:
-        if kind in ("class", "location") and error.object not in done:
+        if kind in ("classification", "localization") and error.object not in done:
             done.add(error.object)
             perfect = {key: matched.objects[error.object][key] for key in ("image_id", "category_id", "bbox")}
             fixed.append(perfect | {"score": matched.results[error.result]["score"]})
@@ -178,7 +180,7 @@ def test_kinds_and_gains_equal_the_slow_version(tmp_path, write_dataset, seed):
             one = matched.results[error.result]
             there = [o for o in matched.objects if o["image_id"] == one["image_id"]]
             assert error.kind == kind_slowly(one, there)
-    assert sorted(e.result for e in errors if e.kind != "missed") == list(np.flatnonzero(~matched.right))
+    assert sorted(e.result for e in errors if e.kind != "missed") == list(np.flatnonzero(~matched.true_positive))
     assert len({error.kind for error in errors}) >= 4
     before = score(dataset, results)["AP50"]
     for kind, gain in gains(matched, errors).items():
@@ -202,12 +204,12 @@ def test_tide_itself_says_the_same(tmp_path, write_dataset, seed):
     errors = find_errors(matched)
     ours = gains(matched, errors)
     meant = {kind: {e.object for e in errors if e.kind == kind and not matched.found[e.object]} for kind in KINDS[:2]}
-    names = {"class": "Cls", "location": "Loc", "both": "Both", "duplicate": "Dupe", "background": "Bkg"}
+    names = {"classification": "Cls", "localization": "Loc", "both": "Both", "duplicate": "Dupe", "background": "Bkg"}
     theirs = {kind.short_name: gain / 100 for kind, gain in run.fix_main_errors().items()}
     counts = {kind.short_name: len(listed) for kind, listed in run.error_dict.items()}
     for kind, name in (names | {"missed": "Miss"}).items():
         assert sum(error.kind == kind for error in errors) == counts[name], kind
-        if kind not in ("class", "location") or not meant["class"] & meant["location"]:
+        if kind not in ("classification", "localization") or not meant["classification"] & meant["localization"]:
             assert ours[kind] == pytest.approx(theirs[name], abs=1e-9), kind
         else:  # theirs lets only the most confident of both kinds fix an object, so fixing one kind does less
             assert ours[kind] >= theirs[name] - 1e-9, kind
