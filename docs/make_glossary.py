@@ -32,17 +32,24 @@ def rows_of(notebook: Path) -> list[list[str]]:
     return rows
 
 
+def plain(definition: str) -> str:
+    """Without a capital at its beginning and a full stop at its end, so that all look alike."""
+    first = definition[:1].lower() if definition[1:2].islower() or definition[1:2] == " " else definition[:1]
+    return (first + definition[1:]).rstrip(".")
+
+
 def make_glossary() -> str:
     """The content of glossary.md. Raises ValueError if a term is defined twice."""
     rows, seen = [], {}
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         for term, definition, ours, theirs in rows_of(notebook):
-            name = term.strip("*").lower()
+            term = term.replace("*", "")
+            name = term.lower()
             if name in seen:
                 raise ValueError(f"{notebook.name}: {term} is also defined in {seen[name]}")
             seen[name] = notebook.name
             link = f"[{notebook.name[:2]}](../nbs/{notebook.name})"
-            rows.append((name, f"| {term} | {definition} | {link} | {ours} | {theirs} |"))
+            rows.append((name, f"| **{term}** | {plain(definition)} | {link} | {ours} | {theirs} |"))
     lines = [
         "# Glossary",
         "",
