@@ -11,7 +11,7 @@ import numpy as np
 
 from odutils.images import GREY, fit
 
-KEEP = 1 / 3  # a box that keeps less of its area than this is dropped: what is left of it is no longer recognisable
+KEEP = 1 / 3  # a box that keeps less of its area than this is dropped: often too little is left to recognise
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)  # all that a pixel's channel can be
 
 

@@ -89,7 +89,7 @@ def draw_part(axes, part: Part, colour: str) -> None:
     top = part.row - 0.11 - 0.055 * lines
     axes.text(part.column, top, part.title, ha="center", va="top", fontsize=10, weight="bold", linespacing=1.1)
     below = top + 0.14 + 0.115 * part.title.count("\n")
-    axes.text(part.column, below, part.shape, ha="center", va="top", fontsize=8.5, linespacing=1.25)
+    axes.text(part.column, below, part.shape, ha="center", va="top", fontsize=8, linespacing=1.25)
 
 
 def draw_box(axes, left: float, top: float, width: float, height: float, **style) -> None:
