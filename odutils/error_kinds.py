@@ -81,11 +81,11 @@ def average_precision(true_positive: np.ndarray, objects: int) -> float:
 def gains(matched: MatchedResults, errors: list[Error]) -> dict[str, float]:
     """By how much AP50 would rise if all errors of one kind were corrected: TIDE's dAP, for each of KINDS.
 
-    classification, localization: for each object not yet found, the error of highest score about it becomes a true positive, the
-    others are removed. duplicate, background, both: they are removed. missed: the objects are no longer counted. The
-    six do not add up to what AP50 lacks: errors hide one another. Classes without objects do not count, as in COCO.
-    (In the authors' program an object with errors of both kinds, classification and localization, is corrected by the highest score
-    of them alone; here by one of each kind.)
+    classification, localization: for each object not yet found, the error of highest score about it becomes a true
+    positive, the others are removed. duplicate, background, both: they are removed. missed: the objects are no longer
+    counted. The six do not add up to what AP50 lacks: errors hide one another. Classes without objects do not count, as
+    in COCO. (In the authors' program an object with errors of both kinds, classification and localization, is corrected
+    by the highest score of them alone; here by one of each kind.)
     """
     as_is = _mean_ap(matched)
     return {kind: _mean_ap(matched, [e for e in errors if e.kind == kind]) - as_is for kind in KINDS}

@@ -29,7 +29,7 @@ def select(
     """The detections of one image: threshold, keep the best, decode, non-maximum suppression (NMS).
 
     logits: (A, C).   codes: (A, 4).   threshold: lowest score.   iou_threshold: of NMS within a class.
-    class_agnostic: afterwards boxes of different classes compete, too, at ANY_CLASS_IOU.
+    class_agnostic: afterwards NMS once more over all classes together, at ANY_CLASS_IOU.
     max_detections: that are returned at most.   top_k: the highest scores that go into NMS.
     Returns boxes (K, 4) xyxy in 0…1 of the input, labels (K,), scores (K,), best first.
     Raises ValueError for an option out of range.
