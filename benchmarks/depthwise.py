@@ -48,9 +48,9 @@ def input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pad
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: Pair) -> Tensor:
     """3 × 3: torch's own. 5 × 5: four overlapping corners of 3 × 3, each for an input that begins elsewhere."""
-    groups, size = len(weight), weight.shape[-1]
-    if size == 3:
-        return gradient_of(gradient, x, weight, None, *convolution(stride, padding, groups), [False, True, False])[1]
+    if weight.shape[-1] == 3:
+        how = convolution(stride, padding, len(weight))
+        return gradient_of(gradient, x, weight, None, *how, [False, True, False])[1]
     result, corner = torch.empty_like(weight), weight[:, :, :3, :3].contiguous(memory_format=torch.channels_last)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     height, width = ((cells - 1) * stride + 3 for cells in gradient.shape[2:])  # what 3 × 3 kernels see
@@ -58,10 +58,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pa
         for left in (0, 2):
             seen = padded[:, :, top : top + height, left : left + width]
             seen = seen.contiguous(memory_format=torch.channels_last)
-            part = gradient_of(
-                gradient, seen, corner, None, *convolution(stride, (0, 0), groups), [False, True, False]
-            )[1]
-            result[:, :, top : top + 3, left : left + 3] = part
+            result[:, :, top : top + 3, left : left + 3] = weight_gradient(gradient, seen, corner, stride, (0, 0))
     return result
 
 

@@ -68,7 +68,7 @@ def score_rows(measured: dict[str, dict], datasets: dict[str, CocoDetections]) -
         for image in dataset.coco.imgs.values():
             counts[image.get("source")] = counts.get(image.get("source"), 0) + 1
         for source, metrics in scores["by_source"].items():
-            index = next(i for i, id_ in enumerate(dataset.ids) if dataset.coco.imgs[id_].get("source") == source)
+            index = next(i for i in range(len(dataset)) if dataset.source(i) == source)
             name = (
                 f"`{split}`, {short(source)} part: {counts[source]} images, {int(dataset.known(index).sum())} classes"
             )

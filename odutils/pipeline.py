@@ -15,7 +15,7 @@ LIT, PLAIN, TRAINING, BAND = COLOURS["orange"], "white", "#5b6670", "#e8eef2"
 
 class Part(NamedTuple):
     column: float
-    row: int  # 0: what inference runs, 1: what training adds, 2: the ground truth
+    row: int  # 0: what inference runs; 1: what training and evaluation add
     title: str
     shape: str
 

@@ -51,7 +51,7 @@ def test_an_image_that_counts_twice_is_as_good_as_two(dataset):
     assert ap == ap50 == pytest.approx((67 * 1 + 34 * 3 / 4) / 101)
 
 
-def test_a_difference_is_surer_than_its_parts(dataset):
+def test_the_interval_of_a_difference_is_narrower_than_that_of_two_samples(dataset):
     good, bad = results_of(dataset, 0, 0.05), results_of(dataset, 0, 0.07)
     report = bootstrap.measure(dataset, [good, bad], draws=60)
     ((part, metrics),) = report.items()
