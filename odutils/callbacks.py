@@ -1,6 +1,6 @@
 """Callbacks of miniai's Learner that steer the training, one idea each.
 
-precision.py, processes.py, reports.py and resume.py hold the others.
+precision.py, processes.py, reports.py, resume.py and stopping.py hold the others.
 
 The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, â€¦ of every callback, those with a low
 `order` first. Callbacks meet in the learner's attributes:
@@ -10,7 +10,8 @@ The Learner calls `before_fit`, `before_epoch`, `before_batch`, `after_step`, â€
     model                 what trains it: the detector, or a wrapper of it  make_learner, Share     DetectorStep
     opt                   the optimiser; a group's base_lr is its top rate  Learner                 Schedule, Resume
     n_epochs              epochs of the whole run                           Learner                 Resume
-    epochs                the epochs that are left, an iterable             Resume, Progress        Learner
+    epochs                the epochs that are left, an iterable             Resume, StopEarly,      Learner
+                                                                            Progress
     epoch, training       which epoch, and whether it trains or validates   Learner                 everyone
     dl                    the loader of this epoch                          Learner, Progress       Learner
     steps                 batches trained on since the very first           Steps, Resume           everyone

@@ -16,6 +16,7 @@ class Recipe:
     size: int = 256  # px of the square input
     epochs: int = 12
     stop_after: int | None = None  # epochs; the schedule is laid out for `epochs` all the same
+    patience: int | None = None  # stop after so many epochs in a row without a better validation; see StopEarly
     batch_size: int = 16  # of all processes together
     lr: float = 1.5e-3  # of the head
     backbone_lr: float = 2e-4
@@ -41,6 +42,8 @@ class Recipe:
             raise InputError(f"epochs {self.epochs}: train for one at least")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.epochs:
             raise InputError(f"stop_after {self.stop_after}: choose from 1 to {self.epochs}, the number of epochs")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience {self.patience}: wait for one epoch at least")
         if not 0 < self.lr < math.inf:
             raise InputError(f"lr {self.lr}: the learning rate must be above 0")
         for name in ("backbone_lr", "weight_decay", "warm_up", "seed"):

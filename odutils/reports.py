@@ -113,11 +113,12 @@ class SaveBest(Callback):
     """
 
     order = 35  # after CocoMetrics and LogLosses, while the averaged weights are still in place
-    remembers = ("best",)
+    remembers = ("best", "best_epoch")
 
     def __init__(self, path: Path, metric: str = "AP", **about):
         self.path, self.metric, self.about = Path(path), metric, about
         self.best = [-math.inf, -math.inf]  # metric, minus loss
+        self.best_epoch: int | None = None  # which of them was saved last
 
     def after_epoch(self, learn):
         if learn.training:
@@ -131,7 +132,7 @@ class SaveBest(Callback):
             raise diverged(learn, f"loss {loss:.4g}, weights beyond {FLOAT16.max:g} at the end")
         scores = getattr(learn, "scores", {})
         save_detector(self.path, learn.detector, **self.about, epoch=learn.epoch, scores=scores)
-        self.best = value
+        self.best, self.best_epoch = value, learn.epoch
 
 
 def fits_float16(detector: nn.Module) -> bool:

@@ -16,15 +16,17 @@ from odutils.datasets import CocoDetections, EpochSampler, make_loader
 from odutils.devices import best_device
 from odutils.errors import InputError, plural
 from odutils.files import locked
+from odutils.finetuning import make_detector
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.mosaic import WithMosaic
 from odutils.precision import MixedPrecision, StopIfDiverged
-from odutils.presets import build, load_tensors
 from odutils.processes import Share, default_workers, is_first_process, join_processes, number_of_processes
 from odutils.recipe import Recipe
 from odutils.resume import Resume
-from odutils.weights import load_weights
+from odutils.stopping import StopEarly
+
+ENDS = ("stop_after", "patience")  # of a Recipe: they decide when a training ends; raise them, and it goes on
 
 
 def miniai():
@@ -114,13 +116,13 @@ def train(
 ) -> Path:
     """Train a detector on a folder in COCO's layout; after an interruption, the same call goes on where it was.
 
-    weights: a file to begin with, instead of ImageNet's backbone.   workers: processes that load images; default: by
-    the machine's cores.   device: default: the best there is.   checkpoint_every: steps.   progress: print what is
-    trained, a bar, and a line an epoch.
+    weights: a file to begin with, of the same preset, instead of ImageNet's backbone; its classes may be others (see
+    finetuning.py).   workers: processes that load images; default: by the machine's cores.   device: default: the best
+    there is.   checkpoint_every: steps.   progress: print what is trained, a bar, and a line an epoch.
     Writes checkpoint.pt, losses.csv, losses.png and best.safetensors into `out`; returns the path of the latter.
-    Started by `accelerate launch` or `torchrun`, several processes share every batch. A training that is complete does
-    nothing more. Raises InputError if the recipe, the data set, the weights or the checkpoint cannot be used, `out`
-    cannot be written to or is in use by another training, or the training diverges.
+    Started by `accelerate launch` or `torchrun`, several processes share every batch. A training that is complete, or
+    that `patience` has stopped, does nothing more. Raises InputError if the recipe, the data set, the weights or the
+    checkpoint cannot be used, `out` cannot be written to or is in use by another training, or the training diverges.
     """
     recipe = recipe or Recipe()
     out = Path(out)
@@ -142,12 +144,13 @@ def train(
     loader = partial(make_loader, batch_size=batch_size, workers=workers, pin_memory=where.type == "cuda")
     dls = SimpleNamespace(train=loader(train_set, sampler=sampler), valid=loader(valid_set) if first else [])
 
-    detector = make_detector(recipe, train_set.classes, weights)
+    detector, taken_over = make_detector(recipe, train_set.classes, weights)
     kind = "article" if recipe.preset == "article" else "quality"
     loss = DetectionLoss(detector.grid(recipe.size, recipe.size), kind)
-    lasting = {name: value for name, value in asdict(recipe).items() if name != "stop_after"}  # may grow: it goes on
+    lasting = {name: value for name, value in asdict(recipe).items() if name not in ENDS}
     settings = {**lasting, "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
-    extra = [Resume(out / "checkpoint.pt", sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
+    checkpoint, best, stop = out / "checkpoint.pt", None, None
+    extra = [Resume(checkpoint, sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
     if accelerator:
         extra.append(Share(accelerator))
     if first:
@@ -155,12 +158,18 @@ def train(
         best = reports.SaveBest(out / "best.safetensors", recipe=asdict(recipe), trained_on=trained_on)
         extra += [reports.CocoMetrics(valid_set), reports.LogLosses(out), best]
         extra += [reports.Progress()] if progress else []
+    if recipe.patience:
+        extra.append(stop := StopEarly(recipe.patience, best, accelerator))
     with locked(out) if first else nullcontext():
         if first and progress:
             print(describe(train_set, valid_set, where, workers, processes), flush=True)
+            if taken_over and not checkpoint.exists():
+                print(taken_over, flush=True)
         make_learner(detector, dls, recipe, loss, where, extra).fit(recipe.stop_after or recipe.epochs)
         if accelerator:
             accelerator.wait_for_everyone()
+    if progress and stop and stop.reason:
+        print(stop.reason, flush=True)
     return out / "best.safetensors"
 
 
@@ -173,16 +182,6 @@ def open_datasets(data: str | Path, train_split: str, valid_split: str, recipe: 
     if not train_set.object_count:
         raise InputError(f"{data}: no object to learn from in the {plural(len(train_set), 'image')} of {train_split!r}")
     return train_set, CocoDetections(data, valid_split, recipe.size, squash, train_set.classes)
-
-
-def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path | None) -> Detector:
-    """The recipe's detector as training begins with it: random, with ImageNet's backbone, or from a weights file."""
-    torch.manual_seed(recipe.seed)
-    detector = build(recipe.preset, classes, pretrained=recipe.pretrained and not weights)
-    detector.settings = detector.settings._replace(size=recipe.size)
-    if weights:
-        load_tensors(detector, load_weights(weights)[0], str(weights))
-    return detector
 
 
 def describe(train_set, valid_set, device: torch.device, workers: int, processes: int) -> str:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trainings import command, rows_of, small_training
+from trainings import attach, command, make_quick, rows_of, small_training
 
 from odutils import training
 from odutils.__main__ import main
@@ -56,6 +56,19 @@ class Gradients(Callback):
             self.loss = learn.loss.detach()
 
 
+class EverWorse(Callback):
+    """Validations of which the first is the best; it writes down which epochs were trained."""
+
+    order = 32  # after CocoMetrics and LogLosses, before SaveBest
+
+    def before_epoch(self, learn):
+        if learn.training:
+            print("trains epoch", learn.epoch)
+
+    def after_epoch(self, learn):
+        learn.row["AP"] = 0.5 - 0.1 * learn.epoch
+
+
 def joint_batch():
     """Six images; the first half, by the sampler's turns, has many objects and the other few."""
     chance = torch.Generator().manual_seed(1)
@@ -92,6 +105,10 @@ def work(sample: str, out: str):
     out, rank = Path(out), int(os.environ["RANK"])
     # First of all: what accelerate was told once, it keeps. Two validations, of the first process alone.
     assert main(command(sample, out / f"training{rank}", "--epochs", 2, "--no-pretrained")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        attach(patch, EverWorse())
+        small_training(sample, out / f"stopped{rank}", epochs=9, patience=2)
     accelerator = Accelerator(cpu=True)
     shared = {kind: gradient(kind, slice(rank, None, 2), Share(accelerator)) for kind in ("quality", "article")}
     if accelerator.is_main_process:
@@ -151,6 +168,14 @@ def test_two_processes_train_and_only_the_first_writes(two_processes, sample):
     assert settings["processes"] == 2
     with pytest.raises(InputError, match="processes 2, now 1"):
         small_training(sample, first, pretrained=False)
+
+
+def test_two_processes_stop_together_although_one_alone_validates(two_processes):
+    for rank in (0, 1):
+        output = (two_processes / f"output{rank}").read_text()
+        trained = [line for line in output.splitlines() if line.startswith("trains epoch")]
+        assert trained == ["trains epoch 0", "trains epoch 1", "trains epoch 2"]
+    assert len(rows_of(two_processes / "stopped0")) == 3 and not (two_processes / "stopped1").exists()
 
 
 def test_batch_norm_that_learns_is_shared_on_a_gpu():

@@ -23,9 +23,10 @@ CLASSES = ("cat", "dog", "cup")
 SMALL = dict(size=64, batch_size=4, warm_up=2)
 
 
-def small_training(sample, out, epochs=2, every=2, device="cpu", **recipe):
+def small_training(sample, out, epochs=2, every=2, device="cpu", weights=None, **recipe):
     recipe = Recipe(epochs=epochs, **{**SMALL, **recipe})
-    return train(sample, out, recipe, workers=0, device=device, checkpoint_every=every, progress=False)
+    options = dict(weights=weights, workers=0, device=device, checkpoint_every=every, progress=False)
+    return train(sample, out, recipe, **options)
 
 
 def command(sample, out, *options) -> list[str]:

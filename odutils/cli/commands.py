@@ -99,7 +99,7 @@ def video(args: Namespace) -> int:
 def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
-    same = ("preset", "epochs", "stop_after", "batch_size", "lr", "backbone_lr", "weight_decay", "warm_up")
+    same = ("preset", "epochs", "stop_after", "patience", "batch_size", "lr", "backbone_lr", "weight_decay", "warm_up")
     same += ("balance", "mosaic", "ema", "seed", "freeze_backbone")
     switched_off = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
     recipe = Recipe(**{name: getattr(args, name) for name in same}, **switched_off)

@@ -82,9 +82,13 @@ def make_parser() -> Parser:
     command.add_argument(
         "--stop-after", type=positive, metavar="EPOCHS", help="end earlier than the schedule, which is for --epochs"
     )
+    command.add_argument(
+        "--patience", type=positive, metavar="EPOCHS",
+        help="stop after so many epochs in a row without a better AP; 5 to 10 are usual, fewer stop at a chance dip",
+    )  # fmt: skip
     command.add_argument("--no-crop", action="store_true", help="whole images: for last epochs, or a short training")
     command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
-    command.add_argument("--weights", metavar="FILE", help="begin with these instead of ImageNet's backbone")
+    command.add_argument("--weights", metavar="FILE", help="begin with these; their classes may be others")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random backbone")
     command.add_argument("--freeze-backbone", action="store_true", help="train the head alone: quicker")
     command.add_argument(

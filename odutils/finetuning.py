@@ -1,0 +1,81 @@
+"""The detector that a training begins with: random, with ImageNet's backbone, or fine-tuned from a weights file.
+
+Only the class output, the last layer of the class branch, depends on which classes there are: it has one row for each
+class (in the preset `article` one for each of a cell's 45 anchors and each class). Fine-tuning on other classes takes
+over all other layers whole, and of the class output the rows of those classes that both detectors have.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odutils.errors import InputError
+from odutils.model import Detector
+from odutils.presets import build, load_tensors
+from odutils.recipe import Recipe
+from odutils.settings import Settings
+from odutils.weights import load_weights
+
+CLASS_OUTPUT = "head.class_output"  # how the names of its tensors begin, in both presets
+SHOWN = 5  # class names in a line
+
+
+def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path | None = None) -> tuple[Detector, str]:
+    """The recipe's detector as training begins with it, and what it took over from `weights` as a sentence, or "".
+
+    Raises InputError if the preset does not exist, or the weights cannot be read or belong to another preset.
+    """
+    torch.manual_seed(recipe.seed)
+    detector = build(recipe.preset, classes, pretrained=recipe.pretrained and not weights)
+    detector.settings = detector.settings._replace(size=recipe.size)
+    return detector, take_over(detector, weights) if weights else ""
+
+
+def take_over(detector: Detector, weights: str | Path) -> str:
+    """Load a weights file into a freshly built detector; classes are found by name, wherever they stand in the list.
+
+    The rows of classes that the file lacks stay as they were initialised.   Returns a sentence on what was taken over.
+    Raises InputError if the file is no detector of this project, or one of another preset.
+    """
+    tensors, metadata = load_weights(weights)
+    before = Settings.from_metadata(metadata, str(weights))
+    preset, classes = detector.settings.preset, detector.settings.classes
+    if before.preset != preset:
+        raise InputError(f"{weights}: weights of the preset {before.preset!r} cannot begin a training of {preset!r}")
+    for name, fresh in detector.state_dict().items():
+        if name.startswith(CLASS_OUTPUT) and name in tensors:
+            expected = (len(fresh) // len(classes) * len(before.classes), *fresh.shape[1:])
+            if tensors[name].shape != expected:
+                shape = tuple(tensors[name].shape)
+                raise InputError(f"{weights}: {name} has the shape {shape}: not {len(before.classes)} classes")
+            tensors[name] = rows_by_name(tensors[name], before.classes, fresh, classes)
+    load_tensors(detector, tensors, str(weights))
+    return describe(weights, before.classes, classes)
+
+
+def rows_by_name(saved: Tensor, saved_classes: Sequence[str], fresh: Tensor, classes: Sequence[str]) -> Tensor:
+    """`fresh` with the rows of `saved` wherever a class has the same name.
+
+    saved: (anchors × saved classes, …).   fresh: (anchors × classes, …), not changed.   Row = anchor × classes + class.
+    """
+    shared = [name for name in classes if name in saved_classes]
+    to, of = [classes.index(name) for name in shared], [saved_classes.index(name) for name in shared]
+    mixed = fresh.clone().unflatten(0, (-1, len(classes)))  # (anchors, classes, …)
+    mixed[:, to] = saved.unflatten(0, (-1, len(saved_classes)))[:, of]
+    return mixed.flatten(0, 1)
+
+
+def describe(weights: str | Path, before: Sequence[str], classes: Sequence[str]) -> str:
+    """What `take_over` did, for people."""
+    shared, new = [c for c in classes if c in before], [c for c in classes if c not in before]
+    if not new:
+        rows = f"all {len(shared)} classes taken over by name"
+    else:
+        rows = f"{listed(shared) or 'none'} taken over by name, {len(new)} new: {listed(new)}"
+    return f"weights of {weights}: all layers but the class output taken over; class output: {rows}"
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
