@@ -1,4 +1,4 @@
-"""What each command of the command line does. Heavy packages are imported where they are used: `--help` is instant.
+"""What the commands do that have a detector. Heavy packages are imported where they are used: `--help` is instant.
 
 Every function takes the parsed arguments, prints what was found, and returns the exit code (see `__main__.py`).
 """
@@ -6,7 +6,7 @@ Every function takes the parsed arguments, prints what was found, and returns th
 import json
 import sys
 from argparse import Namespace
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from odutils.cli.inputs import (
@@ -16,7 +16,7 @@ from odutils.cli.inputs import (
     find_split,
     load_predictor,
     name_targets,
-    splits_of,
+    names_below,
 )
 from odutils.errors import InputError, plural
 from odutils.recipe import ARTICLE_SIZE, Recipe
@@ -27,10 +27,12 @@ VALIDATION_SPLITS = ("val", "val2017", "valid", "dev")
 
 def detect(args: Namespace) -> int:
     from odutils.ahead import map_ahead
+    from odutils.coco.label_studio import to_label_studio
     from odutils.coco.results import object_rows, object_titles, to_coco
     from odutils.drawing import draw_detections, write_image
     from odutils.files import replacing, writing
     from odutils.images import read_image
+    from odutils.presets import DEFAULT_WEIGHTS
     from odutils.progress import bar
 
     def read(path: Path):
@@ -45,11 +47,15 @@ def detect(args: Namespace) -> int:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     options = {name: getattr(args, name) for name in ("threshold", "iou_threshold", "class_agnostic", "max_detections")}
     width, found = max(len(str(path)) for path in images), []
+    names = dict(zip(images, names_below(args.paths, images), strict=True))
     with (
-        replacing(args.json) if args.json else nullcontext() as json_path,
+        ExitStack() as written,
         closing(map_ahead(read, images, size=4)) as contents,
         bar(total=len(images), unit="images") as shown,
     ):
+        json_path, tasks_path = (
+            written.enter_context(replacing(path)) if path else None for path in (args.json, args.label_studio)
+        )
         predictor = load_predictor(args)
         shown.write(object_titles(predictor.classes, width))
         for path, target, image in zip(images, targets, contents, strict=True):
@@ -61,11 +67,14 @@ def detect(args: Namespace) -> int:
                 detections = predictor(image, **options)
                 write_image(target, draw_detections(image, detections, predictor.classes))
                 shown.write(object_rows(path, detections, predictor.classes, width))
-                found.append((path, image.shape, detections))
+                found.append((names[path], image.shape, detections))
             shown.update()
             sys.stdout.flush()
         if json_path:
             json_path.write_text(json.dumps(to_coco(found, predictor.classes)))
+        if tasks_path:
+            version = Path(args.weights or DEFAULT_WEIGHTS).name
+            tasks_path.write_text(json.dumps(to_label_studio(found, predictor.classes, version)))
     print(summary(found, len(images), args.out, predictor.threshold if args.threshold is None else args.threshold))
     return code
 
@@ -151,48 +160,10 @@ def evaluate(args: Namespace) -> int:
     return 0
 
 
-def check(args: Namespace) -> int:
-    from odutils.coco.checking import check_dataset, to_text
-
-    splits, count = [find_split(args.data, args.split, ())] if args.split else splits_of(args.data), 0
-    for split in splits:
-        problems = check_dataset(args.data, split)
-        count += len(problems)
-        print(f"{args.data}, {split}: {len(problems) or 'no'} problems found")
-        if problems:
-            print(to_text(problems))
-    return 1 if count else 0
-
-
-def download_coco(args: Namespace) -> int:
-    from odutils.coco import download
-
-    print(f"COCO 2017 is in {download.download_coco(args.root, tuple(args.splits))}")
-    return 0
-
-
-def download_weights(args: Namespace) -> int:
-    from odutils import weights
-
-    print(f"the weights are in {weights.download_weights(args.link, args.out)}")
-    return 0
-
-
 def export(args: Namespace) -> int:
     from odutils import onnx_export
     from odutils.presets import DEFAULT_WEIGHTS, load_detector
 
     path = onnx_export.export(load_detector(args.weights or DEFAULT_WEIGHTS), args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB\ntry it: python -m odutils detect IMAGE --weights {path}")
-    return 0
-
-
-def sample(args: Namespace) -> int:
-    from odutils.sample.make import make_sample
-
-    images = args.images[0] if len(args.images) == 1 else tuple(args.images)
-    if len(args.images) > 2:
-        raise InputError("--images takes one number, or two: for train and for val")
-    root = make_sample(args.root, images, args.size, args.seed)
-    print(f"a data set is in {root}; try: python -m odutils train --data {root}")
     return 0

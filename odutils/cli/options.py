@@ -1,40 +1,32 @@
 """What the command line understands: its commands, their options, and an example of each."""
 
 import argparse
+from functools import partial
 
 from odutils.cli import commands
+from odutils.cli.data_options import add_data_commands
+from odutils.cli.parsing import Parser, add_command, add_data, natural, positive, rate, share
 from odutils.recipe import Recipe
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"odutils: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
     parser = Parser("python -m odutils", description="Finds objects in images and videos, and learns to.")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, function, purpose: str, example: str, parents=subparsers) -> Parser:
-        command = parents.add_parser(
-            name,
-            help=purpose,
-            description=purpose[0].upper() + purpose[1:] + ".",
-            epilog=f"example:\n  python -m odutils {example}",
-            formatter_class=ExampleFormatter,
-        )
-        command.set_defaults(command=function)
-        command.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        return command
+    add = partial(add_command, subparsers)
 
     command = add("detect", commands.detect, "draw boxes on images", "detect holiday/ cat.jpg --out found")
     command.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images")
     command.add_argument("--recursive", action="store_true", help="take the images of sub-folders, too")
     command.add_argument("--out", default="runs/detect", metavar="FOLDER", help="for the annotated images")
-    command.add_argument("--json", metavar="FILE", help="write what was found in COCO's form, too")
+    command.add_argument(
+        "--json", metavar="FILE", help="write a COCO annotation file, too; it names images relative to the folder given"
+    )
+    command.add_argument(
+        "--label-studio", metavar="FILE",
+        help="write tasks for Label Studio with the boxes as predictions, too; the image NAME, relative to the folder "
+        "given, is /data/local-files/?d=NAME: make that folder LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
+    )  # fmt: skip
     add_predictor(command)
     command.add_argument(
         "--iou", type=share, dest="iou_threshold", metavar="0…1",
@@ -110,24 +102,6 @@ def make_parser() -> Parser:
     command.add_argument("--size", type=positive, metavar="PX", help="of the longer side (default: as in training)")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the best there is)")
 
-    command = add("check", commands.check, "list what is wrong with a data set", "check --data my_data --split train")
-    add_data(command, split="all there are")
-
-    download = add("download", None, "get COCO, or shared weights", "download coco --root coco_2017").add_subparsers(
-        metavar="WHAT", required=True
-    )
-    command = add("coco", commands.download_coco, "COCO 2017", "download coco --splits val2017 train2017", download)
-    command.add_argument("--root", default="coco_2017", metavar="FOLDER", help="where it goes")
-    command.add_argument(
-        "--splits", nargs="+", default=["val2017"], metavar="SPLIT", help="val2017 (1 GB; default), train2017 (19 GB)"
-    )
-    command = add(
-        "weights", commands.download_weights, "weights from Google Drive",
-        "download weights https://drive.google.com/file/d/ID/view --out weights.pth", download,
-    )  # fmt: skip
-    command.add_argument("link", metavar="ID_OR_LINK", help="of a file there, shared with everyone who has the link")
-    command.add_argument("--out", required=True, metavar="FILE", help="where they go")
-
     command = add(
         "export", commands.export, "write a detector as ONNX: faster on a CPU, and runs without PyTorch",
         "export --out model.onnx --weights runs/train/best.safetensors",
@@ -135,22 +109,8 @@ def make_parser() -> Parser:
     command.add_argument("--out", required=True, metavar="FILE.onnx", help="`detect --weights FILE.onnx` runs it")
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
 
-    command = add("sample", commands.sample, "draw a small data set to play with", "sample data/sample --images 160 40")
-    command.add_argument("root", metavar="FOLDER", help="where it goes")
-    command.add_argument(
-        "--images", type=natural, nargs="+", default=[160, 40], metavar="N", help="for train and val (default: 160 40)"
-    )
-    command.add_argument("--size", type=positive, default=320, metavar="PX", help="of the longer side")
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="another one, other images")
+    add_data_commands(subparsers)
     return parser
-
-
-class ExampleFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the example's lines, and adds the default to the help of each option that has one."""
-
-    def _get_help_string(self, action):
-        has_default = isinstance(action.default, str | float | int) and action.default is not False and action.help
-        return super()._get_help_string(action) if has_default else action.help
 
 
 def add_predictor(command: Parser) -> None:
@@ -159,39 +119,3 @@ def add_predictor(command: Parser) -> None:
     )
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
-
-
-def add_data(command: Parser, split: str | None = None) -> None:
-    command.add_argument("--data", required=True, metavar="FOLDER", help="annotations/instances_SPLIT.json and SPLIT/")
-    if split:
-        command.add_argument("--split", metavar="NAME", help=f"(default: {split})")
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not natural(text):
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
-
-def share(text: str) -> float:
-    return at_most(text, 1)
-
-
-def rate(text: str) -> float:
-    return at_most(text, 100)
-
-
-def at_most(text: str, highest: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= number <= highest:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {highest}")
-    return number

@@ -23,14 +23,18 @@ def category_ids(classes: Sequence[str]) -> list[int]:
 
 
 def to_coco(found: Iterable[tuple], classes: Sequence[str]) -> dict:
-    """(path, shape (H, W, …), Detections) of each image -> what `detect --json` writes; ids count from 1."""
+    """(file name, shape (H, W, …), Detections) of each image -> a whole COCO file, with scores; ids count from 1.
+
+    A data set can begin with it: what a detector found is then corrected by a person.
+    """
     ids = category_ids(classes)
     images, annotations = [], []
-    for image_id, (path, (height, width, *_), detections) in enumerate(found, start=1):
-        images.append({"id": image_id, "file_name": Path(path).as_posix(), "width": width, "height": height})
+    for image_id, (name, (height, width, *_), detections) in enumerate(found, start=1):
+        images.append({"id": image_id, "file_name": Path(name).as_posix(), "width": width, "height": height})
         sides = np.concatenate([detections.boxes[:, :2], detections.boxes[:, 2:] - detections.boxes[:, :2]], axis=1)
         for box, label, score in zip(sides.tolist(), detections.labels, detections.scores.tolist(), strict=True):
-            annotations.append(dict(zip(KEYS, (image_id, ids[label - 1], box, score), strict=True)))
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[label - 1]}
+            annotations.append(annotation | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score})
     categories = [{"id": number, "name": name} for number, name in zip(ids, classes, strict=True)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -94,14 +98,19 @@ def doubt_about(results: list[dict], dataset) -> str | None:
 
 def _translations(path: str | Path, content: dict, dataset) -> tuple[dict, dict]:
     """Image ids and category ids of a `detect --json` -> the data set's; None for a class that it does not have."""
-    id_of_file = {_slashed(image["file_name"]).as_posix(): id_ for id_, image in dataset.coco.imgs.items()}
+    ids_of_end: dict[str, list] = {}  # "val/a/1.jpg", "a/1.jpg" and "1.jpg" -> the images whose names end so
+    for id_, image in dataset.coco.imgs.items():
+        for end in _ends(image["file_name"]):
+            ids_of_end.setdefault(end, []).append(id_)
+    id_of_file = {_ends(image["file_name"])[0]: id_ for id_, image in dataset.coco.imgs.items()}
     id_of_name = {dataset.classes[label - 1]: id_ for id_, label in dataset.label_of.items()}
     image_of, unknown = {}, []
     try:
         for image in content["images"]:
-            parts = _slashed(image["file_name"]).parts
-            ends = ("/".join(parts[start:]) for start in range(len(parts)))  # the longest that the data set knows
-            found = next((id_of_file[end] for end in ends if end in id_of_file), None)
+            ends = _ends(image["file_name"])
+            found = next((id_of_file[end] for end in ends if end in id_of_file), None)  # the longest that is there
+            if found is None and len(alone := ids_of_end.get(ends[0], ())) == 1:
+                (found,) = alone  # the data set's name is longer: detected in a sub-folder of its images
             if found is None:
                 unknown.append(image["file_name"])
             image_of[image["id"]] = found
@@ -117,8 +126,10 @@ def _translations(path: str | Path, content: dict, dataset) -> tuple[dict, dict]
     return image_of, category_of
 
 
-def _slashed(file_name: str) -> PurePath:
-    return PurePath(file_name.replace("\\", "/"))
+def _ends(file_name: str) -> list[str]:
+    """a/b.jpg -> a/b.jpg, b.jpg."""
+    parts = PurePath(file_name.replace("\\", "/")).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def object_rows(path: Path, detections, classes: Sequence[str], width: int) -> str:
