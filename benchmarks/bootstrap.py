@@ -1,89 +1,21 @@
-"""How far chance reaches: intervals of AP by the bootstrap, and of the difference of two detectors on the same images.
+"""Intervals of AP by the bootstrap, and of the difference of two detectors on the same images: see odutils/bootstrap.py.
 
     python benchmarks/bootstrap.py A.safetensors --data ../shared/photos --split dev_large
     python benchmarks/bootstrap.py A.safetensors B.safetensors --data ../shared/photos --split dev_large
 
-Images are drawn with repetition, as many as there are, and both detectors are scored on the same draw (Efron 1979; in
-pairs, because an image that is hard for one is mostly hard for the other). In place of a weights file, a .json file may
-hold COCO results.
+In place of a weights file, a .json file may hold COCO results.
 """
 
 import argparse
 from pathlib import Path
 
-import numpy as np
 from sources import short
 
+from odutils.bootstrap import DRAWS, measure
 from odutils.coco.results import read_results
 from odutils.datasets import CocoDetections
-from odutils.evaluation import only_labelled, predict, run_cocoeval
+from odutils.evaluation import predict
 from odutils.inference import Predictor
-
-DRAWS = 1000
-
-
-class Matches:
-    """What AP is made of, sorted once, so that a draw costs some sums: a weight for each image is enough."""
-
-    def __init__(self, dataset: CocoDetections, results: list[dict], image_ids: list[int]):
-        evaluation = run_cocoeval(dataset, only_labelled(dataset, results), image_ids)
-        params, position = evaluation.params, {id_: place for place, id_ in enumerate(evaluation.params.imgIds)}
-        self.images, self.recalls, self.classes = len(position), params.recThrs, []
-        of_class: dict[int, list[dict]] = {}
-        for one in evaluation.evalImgs:
-            if one is not None and one["aRng"] == list(params.areaRng[0]):
-                of_class.setdefault(one["category_id"], []).append(one)
-        for parts in of_class.values():
-            places = [position[part["image_id"]] for part in parts]
-            objects = np.zeros(self.images)  # ground truth that counts
-            np.add.at(objects, places, [np.sum(np.asarray(part["gtIgnore"]) == 0) for part in parts])
-            scores = np.concatenate([part["dtScores"] for part in parts])  # (D,)
-            order = np.argsort(-scores, kind="mergesort")
-            matched = np.concatenate([part["dtMatches"] for part in parts], axis=1)[:, order] > 0  # (T, D)
-            counts = ~np.concatenate([part["dtIgnore"] for part in parts], axis=1)[:, order].astype(bool)
-            image = np.repeat(places, [len(part["dtScores"]) for part in parts]).astype(int)[order]  # (D,)
-            self.classes.append((objects, image, matched & counts, ~matched & counts))
-
-    def score(self, weights: np.ndarray) -> tuple[float, float]:
-        """AP and AP50 when image i counts weights[i] times (images,), as pycocotools' `accumulate` defines them."""
-        values = []
-        for objects, image, true, false in self.classes:
-            total = (objects * weights).sum()
-            if total > 0:
-                weight = weights[image]  # (D,)
-                true_positives, false_positives = (true * weight).cumsum(axis=1), (false * weight).cumsum(axis=1)
-                recall = true_positives / total
-                precision = true_positives / np.maximum(true_positives + false_positives, np.spacing(1))  # (T, D)
-                precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-                precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 beyond the highest recall
-                places = [np.searchsorted(row, self.recalls, side="left") for row in recall]
-                values.append([row[place].mean() for row, place in zip(precision, places, strict=True)])
-        means = np.mean(values, axis=0)  # (T,): over classes
-        return float(means.mean()), float(means[0])
-
-
-def measure(dataset: CocoDetections, results_of: list[list[dict]], draws: int = DRAWS, seed: int = 0) -> dict:
-    """{part: {"AP": [(value, half), …], "AP50": the same}}, for each detector, then for the first minus the second.
-
-    half: of an interval that holds 95 % of a normal distribution as wide as that of the draws. (Its middle would not
-    do: a draw lacks some of the images with rare classes, has others twice, and so has a higher AP on average.)
-    """
-    ids_of: dict[str, list[int]] = {}
-    for image_id in dataset.ids:
-        ids_of.setdefault(dataset.coco.imgs[image_id].get("source") or "all", []).append(image_id)
-    report = {}
-    for source, ids in ids_of.items():
-        matches, chance = [Matches(dataset, results, ids) for results in results_of], np.random.default_rng(seed)
-        weights = [np.ones(len(ids))]  # the images as they are, then the draws
-        for _ in range(draws):
-            weights.append(np.bincount(chance.integers(len(ids), size=len(ids)), minlength=len(ids)).astype(float))
-        scores = np.array([[m.score(weight) for m in matches] for weight in weights])  # (1 + draws, detectors, 2)
-        if len(matches) > 1:
-            scores = np.concatenate([scores, scores[:, :1] - scores[:, 1:2]], axis=1)
-        halves = 1.96 * scores[1:].std(axis=0)  # (detectors, 2)
-        pairs = np.stack([scores[0], halves], axis=-1)  # (detectors, 2, 2)
-        report[source] = {"AP": pairs[:, 0].tolist(), "AP50": pairs[:, 1].tolist()}
-    return report
 
 
 def main():

@@ -15,9 +15,9 @@ import io
 import json
 from pathlib import Path
 
-from bootstrap import measure as measure_chance
 from sources import short
 
+from odutils.bootstrap import measure as measure_chance
 from odutils.datasets import CocoDetections
 from odutils.evaluation import operating_points, predict, score_by_source
 from odutils.files import DATA, replacing

@@ -1,10 +1,10 @@
 """Protects the intervals of the model card: without a draw the scores are pycocotools', a weight counts an image as
 often as it says, and the interval of a difference knows that both detectors saw the same images."""
 
-import bootstrap
 import numpy as np
 import pytest
 
+from odutils import bootstrap
 from odutils.datasets import CocoDetections
 from odutils.evaluation import score
 from odutils.sample.make import make_sample
