@@ -1,11 +1,13 @@
-"""Protects results files: read in every encoding, refused with a sentence, and doubted where boxes are in another form.
-What `evaluate --results` refuses is tested in test_cli.py."""
+"""Protects results files: written whole, read in every encoding, refused with a sentence, and doubted where boxes are
+in another form. What `evaluate --results` refuses is tested in test_cli.py."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from odutils.coco.results import doubt_about, read_results, score_table
+from odutils.coco.results import doubt_about, read_results, score_table, to_coco
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
 from odutils.evaluation import score_by_source
@@ -53,6 +55,56 @@ def test_backslashes_separate_folders(tmp_path, dataset):
     }
     [result] = read_results(written(tmp_path, content), dataset)
     assert result == {"image_id": 2, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    "names, found, expected",
+    [
+        (["0001.png", "sub\\0002.png"], "0002.png", 2),  # detected in the sub-folder
+        (["a/1.png", "b/1.png"], "x/b/1.png", 2),
+        (["1.png", "b/1.png"], "1.png", 1),  # the name itself, although another one ends like it
+        (["a/1.png", "b/1.png"], "1.png", None),  # either
+        (["a/1.png", "b/2.png"], "x/3.png", None),
+    ],
+)
+def test_images_are_found_by_the_ends_of_their_names(tmp_path, write_dataset, names, found, expected):
+    images = [{"file_name": name} for name in names]
+    dataset = CocoDetections(write_dataset(tmp_path / "data", OBJECTS, CATEGORIES, images=images), "train")
+    content = {"images": [{"id": 7, "file_name": found}], "categories": [{"id": 3, "name": "cat"}]}
+    content["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    path = written(tmp_path, content)
+    if expected is None:
+        with pytest.raises(InputError, match=f"1 of its images, such as {found}, are not in the data set"):
+            read_results(path, dataset)
+    else:
+        assert read_results(path, dataset)[0]["image_id"] == expected
+
+
+def test_detections_are_a_whole_coco_file():
+    found = SimpleNamespace(
+        boxes=np.float32([[10, 20, 30, 50], [0, 0, 5, 4]]), labels=np.array([2, 1]), scores=np.float32([0.75, 0.5])
+    )
+    nothing = SimpleNamespace(boxes=np.empty((0, 4), np.float32), labels=np.array([], int), scores=np.float32([]))
+    content = to_coco([("a/1.jpg", (60, 80, 3), nothing), ("2.jpg", (60, 80, 3), found)], ("bolt", "nut"))
+    assert content == {
+        "images": [
+            {"id": 1, "file_name": "a/1.jpg", "width": 80, "height": 60},
+            {"id": 2, "file_name": "2.jpg", "width": 80, "height": 60},
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 2,
+                "category_id": 2,
+                "bbox": [10, 20, 20, 30],
+                "area": 600,
+                "iscrowd": 0,
+                "score": 0.75,
+            },
+            {"id": 2, "image_id": 2, "category_id": 1, "bbox": [0, 0, 5, 4], "area": 20, "iscrowd": 0, "score": 0.5},
+        ],
+        "categories": [{"id": 1, "name": "bolt"}, {"id": 2, "name": "nut"}],
+    }
 
 
 def test_boxes_in_another_form_are_doubted(dataset, results):

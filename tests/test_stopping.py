@@ -2,6 +2,7 @@
 earlier and no later, also when it is interrupted and started again. test_processes.py stops two processes together."""
 
 import pytest
+import torch
 from trainings import assert_same_result, attach, rows_of, small_training
 
 from odutils.callbacks import Callback
@@ -90,6 +91,16 @@ def test_more_patience_gives_what_an_unbroken_training_gives(quick, sample, tmp_
     small_training(sample, tmp_path / "broken", epochs=4, patience=3)
     small_training(sample, tmp_path / "whole", epochs=4, patience=3)
     assert_same_result(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_checkpoint_from_before_patience_existed_goes_on(quick, sample, tmp_path, monkeypatch):
+    attach(monkeypatch, Validation(0.4, 0.3, 0.2, 0.5, 0.1))
+    small_training(sample, tmp_path, epochs=5, stop_after=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["memories"]["SaveBest"]["best_epoch"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    small_training(sample, tmp_path, epochs=5, patience=1)
+    assert epochs_of(tmp_path) == [0, 1, 2, 3, 4]  # no best epoch is known before the fourth
 
 
 class Interrupt(Callback):
