@@ -1,4 +1,4 @@
-"""Intervals of AP by the bootstrap, and of the difference of two detectors on the same images: see odutils/bootstrap.py.
+"""Intervals of AP by the bootstrap, and of the difference of two detectors: see odutils/bootstrap.py.
 
     python benchmarks/bootstrap.py A.safetensors --data ../shared/photos --split dev_large
     python benchmarks/bootstrap.py A.safetensors B.safetensors --data ../shared/photos --split dev_large

@@ -48,6 +48,8 @@ class Matches:
                 precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 beyond the highest recall
                 places = [np.searchsorted(row, self.recalls, side="left") for row in recall]
                 values.append([row[place].mean() for row, place in zip(precision, places, strict=True)])
+        if not values:
+            return -1.0, -1.0  # no object to find: pycocotools' way to say so
         means = np.mean(values, axis=0)  # (T,): over classes
         return float(means.mean()), float(means[0])
 
@@ -74,3 +76,14 @@ def measure(dataset: CocoDetections, results_of: list[list[dict]], draws: int = 
         pairs = np.stack([scores[0], halves], axis=-1)  # (detectors, 2, 2)
         report[source] = {"AP": pairs[:, 0].tolist(), "AP50": pairs[:, 1].tolist()}
     return report
+
+
+def describe(report: dict) -> str:
+    """What `measure` says of one detector, for people: a line for each source."""
+    lines = []
+    for source, metrics in report.items():
+        if metrics["AP"][0][0] < 0:
+            continue
+        values = ", ".join(f"{name} {rows[0][0]:.3f} ± {rows[0][1]:.3f}" for name, rows in metrics.items())
+        lines.append(f"{source}: {values} (95 % intervals from a bootstrap over the images)")
+    return "\n".join(lines)

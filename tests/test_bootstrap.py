@@ -1,6 +1,8 @@
 """Protects the intervals of the model card: without a draw the scores are pycocotools', a weight counts an image as
 often as it says, and the interval of a difference knows that both detectors saw the same images."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,11 @@ def test_the_interval_of_a_difference_is_narrower_than_that_of_two_samples(datas
     assert bootstrap.measure(dataset, [good, bad], draws=60) == report
     ((_, same),) = bootstrap.measure(dataset, [good, good], draws=5).items()
     assert same["AP"][2] == [0, 0]
+
+
+def test_without_an_object_there_is_nothing_to_tell(tmp_path):
+    folder = make_sample(tmp_path / "s", images=(1, 2), size=96)
+    file = folder / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    report = bootstrap.measure(CocoDetections(folder, "val"), [[]], draws=3)
+    assert report["all"]["AP"] == [[-1, 0]] and bootstrap.describe(report) == ""

@@ -290,6 +290,21 @@ def perfect(sample):
     ]
 
 
+def test_intervals_are_told_and_written(sample, perfect, tmp_path, capsys):
+    """Of perfect results the interval is a point; without half of the objects it is wide, and the same each time."""
+    told = []
+    for name, some in (("all", perfect), ("half", perfect[::2]), ("again", perfect[::2])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(some))
+        results, out = tmp_path / f"{name}.json", tmp_path / f"{name}_scores.json"
+        assert run("evaluate", "--data", sample, "--results", results, "--intervals", "--json", out) == 0
+        told.append(capsys.readouterr().out.splitlines()[-1])
+    assert told[0].startswith("all: AP 1.000 ± 0.000, AP50 1.000 ± 0.000 (95 %")
+    written = [json.loads((tmp_path / f"{name}_scores.json").read_text()) for name in ("half", "again")]
+    assert written[0] == written[1] and told[1] == told[2]
+    (value, half), *_ = written[0]["intervals"]["all"]["AP"]
+    assert value == pytest.approx(written[0]["all"]["AP"]) and 0.02 < half < 0.5
+
+
 def test_perfect_results_have_an_ap_of_one(sample, perfect, tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps(perfect))
     assert run("evaluate", "--data", sample, "--results", tmp_path / "results.json") == 0

@@ -155,6 +155,11 @@ def evaluate(args: Namespace) -> int:
         scores = score_by_source(dataset, results)
         print(f"{len(dataset)} images of {args.data}, {split}; AP is COCO's mAP, the mean over IoU 0.50:0.95")
         print(score_table(scores))
+        if args.intervals:
+            from odutils.bootstrap import describe, measure
+
+            scores["intervals"] = measure(dataset, [results])
+            print("\n" + describe(scores["intervals"]))
         if json_path:
             json_path.write_text(json.dumps(scores, indent=1))
     return 0

@@ -96,6 +96,11 @@ def make_parser() -> Parser:
     add_data(command, split="val, val2017, valid or dev, what is there")
     command.add_argument("--json", metavar="FILE", help="write the scores, too")
     command.add_argument(
+        "--intervals",
+        action="store_true",
+        help="tell 95 %% intervals, too, from a bootstrap over the images",
+    )
+    command.add_argument(
         "--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, instead"
     )
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
