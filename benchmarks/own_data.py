@@ -86,7 +86,7 @@ def training_split(folder: Path, seed: int, images: int | None = None, labels: s
                 one["bbox"] = [x - MARGIN * w, y - MARGIN * h, (1 + 2 * MARGIN) * w, (1 + 2 * MARGIN) * h]
                 one["loose"] = True
     if not (folder / name).exists():
-        (folder / name).symlink_to(folder / "train", target_is_directory=True)
+        (folder / name).symlink_to((folder / "train").resolve(), target_is_directory=True)
     (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
     return name
 

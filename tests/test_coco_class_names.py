@@ -30,8 +30,8 @@ def test_every_list_of_names(text, tmp_path):
 def test_names_with_signs_of_yaml(tmp_path):
     (tmp_path / "a.yaml").write_text("names:\n- it's, well\n- C#\n- '#1: \"a\"'\n- 'it''s'\n- 7\n- Männer\n", "utf-8")
     assert read_classes(tmp_path / "a.yaml") == ["it's, well", "C#", '#1: "a"', "it's", "7", "Männer"]
-    (tmp_path / "b.yaml").write_text(r"""names: ['a, b', "c ] \" d", 8]""")
-    assert read_classes(tmp_path / "b.yaml") == ["a, b", 'c ] " d', "8"]
+    (tmp_path / "b.yaml").write_text(r"""names: ['a, b', "c ] \" d", 8, no]""")
+    assert read_classes(tmp_path / "b.yaml") == ["a, b", 'c ] " d', "8", "no"]
 
 
 def test_a_text_has_a_name_a_line(tmp_path):
@@ -42,13 +42,13 @@ def test_a_text_has_a_name_a_line(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("nc: 3\n", "no `names` in it"),
-        ("nc: 1\nnames: ['person'\n", "line 2: the list of `names` has no end"),
-        ("names: coco.names\n", "line 1: `names` is no list"),
-        ("names:\n  person\n", "line 1: `names` is no list"),
-        ("names:\nnc: 2\n", "no class names in it"),
+        ("nc: 3\n", "its `names` are no list"),
+        ("nc: 1\nnames: ['person'\n", "cannot be read as YAML"),
+        ("names: coco.names\n", "its `names` are no list"),
+        ("names:\n  person\n", "its `names` are no list"),
+        ("names:\nnc: 2\n", "its `names` are no list"),
         ("names: []\n", "no class names in it"),
-        ("\nnames:\n  0: a\n  2: b\n", "line 2: the `names` are not numbered from 0 to 1"),
+        ("\nnames:\n  0: a\n  2: b\n", "the `names` are not numbered from 0 to 1"),
         ("names: [a, b, a]", "two classes are called 'a'"),
         ("names: [a, '']", "class 1 has no name"),
     ],

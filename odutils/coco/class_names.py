@@ -1,17 +1,11 @@
 """Lists of class names that come with labels: YOLO's data.yaml, a text with a name a line, or the labels' own."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from odutils.coco.labels import LabelledObject, read_text
 from odutils.coco.rules import is_name
-from odutils.errors import InputError
-
-QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
-IN_BRACKETS = re.compile(rf"\s*(?:(\d+)\s*:\s+)?({QUOTED}|[^,\]}}#\n]*)")  # key, value: plain up to , ] }} or a comment
-ON_A_LINE = re.compile(rf"\s*(?:-\s+|(\d+)\s*:\s+)({QUOTED}|(?:[^#]|(?<=\S)#)*)")  # plain up to a comment
-BETWEEN = re.compile(r"\s*(?:#[^\n]*\s*)*")  # spaces, line breaks, comments
+from odutils.errors import InputError, plain_text
 
 
 def read_classes(path: Path) -> list[str]:
@@ -51,56 +45,18 @@ def classes_of(objects: Iterable[list[LabelledObject]], wanted: list[str] | None
 
 
 def yaml_names(text: str, path: Path) -> list[str]:
-    """The list `names`, or its mapping from numbers, in each of the ways in which YAML can write them.
+    """The list `names`, or its mapping from the numbers 0…C-1. Raises InputError if there is none."""
+    import yaml
 
-    By hand: one key of a file that has a dozen is not worth a dependency.   Raises InputError if there is none.
-    """
-    start = re.search(r"^names\s*:", text, re.MULTILINE)
-    if not start:
-        raise InputError(f"{path}: no `names` in it")
-    where = f"{path}, line {text[: start.start()].count(chr(10)) + 1}"
-    rest = text[start.end() :]
-    begin = BETWEEN.match(rest).end()
-    items = in_brackets(rest, begin, where) if rest[begin : begin + 1] in ("[", "{") else on_lines(rest, where)
-    if any(key is not None for key, _ in items):
-        if sorted(int(key or -1) for key, _ in items) != list(range(len(items))):
-            raise InputError(f"{where}: the `names` are not numbered from 0 to {len(items) - 1}")
-        items.sort(key=lambda item: int(item[0]))
-    return [unquoted(value.strip()) for _, value in items]
-
-
-def in_brackets(text: str, begin: int, where: str) -> list[tuple[str | None, str]]:
-    """[a, b] or {0: a, 1: b}, over as many lines as it takes -> (key, value) of each entry."""
-    items, end = [], BETWEEN.match(text, begin + 1).end()
-    while text[end : end + 1] not in ("]", "}"):
-        entry = IN_BRACKETS.match(text, end)
-        items.append(entry.groups())
-        end = BETWEEN.match(text, entry.end()).end()
-        if text[end : end + 1] == ",":
-            end = BETWEEN.match(text, end + 1).end()
-        elif text[end : end + 1] not in ("]", "}"):
-            raise InputError(f"{where}: the list of `names` has no end")
-    return items
-
-
-def on_lines(text: str, where: str) -> list[tuple[str | None, str]]:
-    """A line each, "- a" or "0: a" -> (key, value) of each."""
-    items = []
-    for number, line in enumerate(text.splitlines()):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        entry = ON_A_LINE.match(line)
-        if entry is None and number and not line[0].isspace():
-            break  # the next key of the file
-        if entry is None:
-            raise InputError(f"{where}: `names` is no list and no mapping from numbers")
-        items.append(entry.groups())
-    return items
-
-
-def unquoted(text: str) -> str:
-    if len(text) > 1 and text[0] == text[-1] == "'":
-        return text[1:-1].replace("''", "'")
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", text[1:-1])
-    return text
+    try:
+        content = yaml.load(text, yaml.BaseLoader)  # every scalar stays text: a class may be called 7, or no
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: cannot be read as YAML ({plain_text(error)})") from None
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        if sorted(names) != sorted(map(str, range(len(names)))):
+            raise InputError(f"{path}: the `names` are not numbered from 0 to {len(names) - 1}")
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: its `names` are no list and no mapping from numbers")
+    return names
