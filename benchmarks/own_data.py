@@ -3,9 +3,9 @@
     python benchmarks/own_data.py                      # every run without a result, then experiments.json
     python benchmarks/own_data.py fine_tuned --seeds 0 # one of them; experiments.json is left as it is
 
-All runs train with the same recipe for the same number of steps, on one thread, and are scored on the validation and on
-the test set with the weights of the epoch that had the best AP on the validation set. The runs are kept in
-runs/own_data and go on after an interruption.
+All runs train with the same recipe for the same number of steps (but for rounding to whole epochs), on one thread. They
+are scored on the validation and on the test set with the weights of the epoch that had the best AP on the validation
+set. The runs are kept in runs/own_data and go on after an interruption.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # inputs this small gain nothing from a second thread
@@ -60,7 +60,8 @@ def prepare() -> None:
     """The images, split by scene and at random, with the same test set beside both."""
     source = DATA / "qr_codes"
     for name, by in (("by_scene", "scene"), ("by_image", "image")):
-        if not (HERE / name).exists():
+        if not (HERE / name / "annotations" / "instances_test.json").exists():
+            shutil.rmtree(HERE / name, ignore_errors=True)
             split_dataset(source, "all", HERE / name, {"train": 0.75, "val": 0.25}, by)
             shutil.copytree(source / "test", HERE / name / "test")
             shutil.copy(source / "annotations" / "instances_test.json", HERE / name / "annotations")
@@ -79,7 +80,10 @@ def training_split(folder: Path, seed: int, images: int | None = None, labels: s
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
     else:
         loose = chance.permutation(len(content["annotations"])) < len(content["annotations"]) // 2  # (M,) every second
-        again = doubtful(folder, seed) if labels == "relabelled" else set()
+        again = set()
+        if labels == "relabelled":
+            run("loose_labels", seed)
+            again = doubtful(folder, seed)
         for one, is_loose in zip(content["annotations"], loose, strict=True):
             if is_loose and one["image_id"] not in again:
                 x, y, w, h = one["bbox"]
@@ -120,8 +124,8 @@ def run(name: str, seed: int) -> dict:
     folder, out = HERE / how.get("folder", "by_scene"), HERE / f"{name}_{seed}"
     split = training_split(folder, seed, how.get("images"), how.get("labels", ""))
     images = len(CocoDetections(folder, split))
-    every = len(CocoDetections(folder, "train")) // RECIPE.batch_size  # steps of an epoch of all images
-    epochs = round(RECIPE.epochs * every / (images // RECIPE.batch_size))  # the same number of steps
+    all_images = len(CocoDetections(HERE / "by_scene", "train"))
+    epochs = round(RECIPE.epochs * (all_images // RECIPE.batch_size) / (images // RECIPE.batch_size))
     recipe = replace(RECIPE, seed=seed, epochs=epochs, **how.get("recipe", {}))
     options = {"weights": how.get("weights", WEIGHTS), "workers": 0, "device": "cpu", "progress": False}
     best = train(folder, out, recipe, split, **options)
@@ -178,11 +182,15 @@ def score(runs: dict[str, list[dict]]) -> dict:
     report = {}
     for part in ("val", "test"):
         dataset = CocoDetections(HERE / "by_scene", part)
-        matches = {n: [Matches(dataset, one["detections"][part], dataset.ids) for one in of] for n, of in runs.items()}
+        matches = {
+            n: [Matches(dataset, one["detections"][part], dataset.ids) for one in made] for n, made in runs.items()
+        }
         chance, images = np.random.default_rng(0), len(dataset)
         weights = [np.ones(images)]
         weights += [np.bincount(chance.integers(images, size=images), minlength=images) * 1.0 for _ in range(DRAWS)]
-        drawn = {n: np.array([[m.score(w) for m in of] for w in weights]) for n, of in matches.items()}  # (D, seeds, 2)
+        drawn = {
+            n: np.array([[m.score(w) for m in each] for w in weights]) for n, each in matches.items()
+        }  # (D, seeds, 2)
         first, report[part] = next(iter(drawn)), {}
         for name, values in drawn.items():
             means = values.mean(axis=1)  # (D, 2)
@@ -220,15 +228,15 @@ def main():
         return
     runs["shipped"] = [{"detections": {part: shipped(part) for part in ("val", "test")}}]
     runs["opencv"] = [{"detections": {part: opencv(part) for part in ("val", "test")}}]
-    trained = {name: of for name, of in runs.items() if name in EXPERIMENTS}
-    made = {
-        "recipe": {"size": RECIPE.size, "batch_size": RECIPE.batch_size, "epochs": RECIPE.epochs, "lr": RECIPE.lr},
+    trained = {name: made for name, made in runs.items() if name in EXPERIMENTS}
+    report = {
+        "recipe": asdict(RECIPE),
         "scores": score(runs),
-        "own_validation": {name: own_validation(of) for name, of in trained.items()},
-        "curves": {name: [one["curve"] for one in of] for name, of in trained.items()},
+        "own_validation": {name: own_validation(made) for name, made in trained.items()},
+        "curves": {name: [one["curve"] for one in made] for name, made in trained.items()},
     }
     with replacing(RESULTS) as temporary:
-        temporary.write_text(json.dumps(made, indent=1) + "\n")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,7 @@ def answers_in(cell) -> list[str]:
 
 
 def test_all_are_here():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, len(NOTEBOOKS) + 1)]
-    assert len(NOTEBOOKS) >= 7
+    assert [path.stem[:2] for path in NOTEBOOKS] == "01 02 03 04 05 06 07 08 10".split()  # 09 is being written
 
 
 @pytest.fixture
