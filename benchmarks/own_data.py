@@ -73,13 +73,13 @@ def training_split(folder: Path, seed: int, images: int | None = None, labels: s
         return "train"
     name = f"train_{images or labels}_{seed}"
     content = json.loads((folder / "annotations" / "instances_train.json").read_text())
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if images:
-        content["images"] = [content["images"][i] for i in sorted(chance.permutation(len(content["images"]))[:images])]
+        content["images"] = [content["images"][i] for i in sorted(rng.permutation(len(content["images"]))[:images])]
         kept = {image["id"] for image in content["images"]}
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
     else:
-        loose = chance.permutation(len(content["annotations"])) < len(content["annotations"]) // 2  # (M,) every second
+        loose = rng.permutation(len(content["annotations"])) < len(content["annotations"]) // 2  # (M,) every second
         again = set()
         if labels == "relabelled":
             run("loose_labels", seed)
@@ -176,21 +176,20 @@ def shipped(part: str) -> list[dict]:
 def score(runs: dict[str, list[dict]]) -> dict:
     """Means over the seeds, with 95 % intervals from a bootstrap over the images; differences are of the same draws.
 
+    On "val" only experiments with the validation set of the split by scene are scored.
     Returns {"val" | "test": {name: {"AP": [mean, half], "AP50": …, "seeds": [AP of each]}}}, and for every name but
     the first the difference of its AP to the first one's: "difference": [mean, half].
     """
     report = {}
     for part in ("val", "test"):
         dataset = CocoDetections(HERE / "by_scene", part)
-        matches = {
-            n: [Matches(dataset, one["detections"][part], dataset.ids) for one in made] for n, made in runs.items()
-        }
-        chance, images = np.random.default_rng(0), len(dataset)
+        rng, images, drawn = np.random.default_rng(0), len(dataset), {}
         weights = [np.ones(images)]
-        weights += [np.bincount(chance.integers(images, size=images), minlength=images) * 1.0 for _ in range(DRAWS)]
-        drawn = {
-            n: np.array([[m.score(w) for m in each] for w in weights]) for n, each in matches.items()
-        }  # (D, seeds, 2)
+        weights += [np.bincount(rng.integers(images, size=images), minlength=images) * 1.0 for _ in range(DRAWS)]
+        for name, made in runs.items():
+            if part == "test" or "folder" not in EXPERIMENTS.get(name, {}):
+                seeds = [Matches(dataset, one["detections"][part], dataset.ids) for one in made]
+                drawn[name] = np.array([[seed.score(w) for seed in seeds] for w in weights])  # (1 + draws, seeds, 2)
         first, report[part] = next(iter(drawn)), {}
         for name, values in drawn.items():
             means = values.mean(axis=1)  # (D, 2)
