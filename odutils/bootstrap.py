@@ -1,4 +1,4 @@
-"""How far chance reaches: intervals of AP by the bootstrap, and of the difference of two detectors on the same images.
+"""95 % confidence intervals (bootstrap over images) of AP, and of the difference of two detectors on the same images.
 
 Images are drawn with repetition, as many as there are, and both detectors are scored on the same draw (Efron 1979; in
 pairs, because an image that is hard for one is mostly hard for the other).
@@ -6,8 +6,10 @@ pairs, because an image that is hard for one is mostly hard for the other).
 
 import numpy as np
 
+from odutils.coco.reading import ids_by_source
 from odutils.datasets import CocoDetections
 from odutils.evaluation import only_labelled, run_cocoeval
+from odutils.progress import bar
 
 DRAWS = 1000
 
@@ -54,28 +56,41 @@ class Matches:
         return float(means.mean()), float(means[0])
 
 
-def measure(dataset: CocoDetections, results_of: list[list[dict]], draws: int = DRAWS, seed: int = 0) -> dict:
+def measure(
+    dataset: CocoDetections, results_of: list[list[dict]], draws: int = DRAWS, seed: int = 0, progress: bool = False
+) -> dict:
     """{part: {"AP": [(value, half), …], "AP50": the same}}, for each detector, then for the first minus the second.
 
+    part: "all" images, and each source of images where there are several.   progress: show a bar.
     half: of an interval that holds 95 % of a normal distribution as wide as that of the draws. (Its middle would not
     do: a draw lacks some of the images with rare classes, has others twice, and so has a higher AP on average.)
+    Draws without an object have no AP, and are left out.
     """
-    ids_of: dict[str, list[int]] = {}
-    for image_id in dataset.ids:
-        ids_of.setdefault(dataset.coco.imgs[image_id].get("source") or "all", []).append(image_id)
+    ids_of = ids_by_source(dataset.coco.loadImgs(dataset.ids))
+    if len(ids_of) > 1:
+        ids_of = {"all": dataset.ids} | ids_of
     report = {}
-    for source, ids in ids_of.items():
-        matches, chance = [Matches(dataset, results, ids) for results in results_of], np.random.default_rng(seed)
-        weights = [np.ones(len(ids))]  # the images as they are, then the draws
-        for _ in range(draws):
-            weights.append(np.bincount(chance.integers(len(ids), size=len(ids)), minlength=len(ids)).astype(float))
-        scores = np.array([[m.score(weight) for m in matches] for weight in weights])  # (1 + draws, detectors, 2)
-        if len(matches) > 1:
-            scores = np.concatenate([scores, scores[:, :1] - scores[:, 1:2]], axis=1)
-        halves = 1.96 * scores[1:].std(axis=0)  # (detectors, 2)
-        pairs = np.stack([scores[0], halves], axis=-1)  # (detectors, 2, 2)
-        report[source] = {"AP": pairs[:, 0].tolist(), "AP50": pairs[:, 1].tolist()}
+    with bar(total=draws * len(ids_of), unit="draws", show=progress) as shown:
+        for source, ids in ids_of.items():
+            matches, rng = [Matches(dataset, results, ids) for results in results_of], np.random.default_rng(seed)
+            scores = [[m.score(np.ones(len(ids))) for m in matches]]  # of the images as they are, then of the draws
+            for _ in range(draws):
+                weights = np.bincount(rng.integers(len(ids), size=len(ids)), minlength=len(ids)).astype(float)
+                scores.append([m.score(weights) for m in matches])
+                shown.update()
+            report[source] = intervals(np.array(scores))
     return report
+
+
+def intervals(scores: np.ndarray) -> dict[str, list]:
+    """{"AP": [(value, half), …], "AP50": …} of a part.   scores: (1 + draws, detectors, 2), -1 where there is no AP."""
+    has_objects = (scores >= 0).all(axis=(1, 2))  # (1 + draws,)
+    if scores.shape[1] > 1:
+        scores = np.concatenate([scores, scores[:, :1] - scores[:, 1:2]], axis=1)
+    drawn = scores[1:][has_objects[1:]]
+    halves = 1.96 * drawn.std(axis=0) if len(drawn) else np.zeros_like(scores[0])  # (detectors, 2)
+    pairs = np.stack([scores[0], halves], axis=-1)  # (detectors, 2, 2)
+    return {"AP": pairs[:, 0].tolist(), "AP50": pairs[:, 1].tolist()}
 
 
 def describe(report: dict) -> str:
@@ -85,5 +100,5 @@ def describe(report: dict) -> str:
         if metrics["AP"][0][0] < 0:
             continue
         values = ", ".join(f"{name} {rows[0][0]:.3f} ± {rows[0][1]:.3f}" for name, rows in metrics.items())
-        lines.append(f"{source}: {values} (95 % intervals from a bootstrap over the images)")
+        lines.append(f"{source}: {values} (95 % confidence intervals, bootstrap over images)")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from odutils.ahead import map_ahead
 from odutils.anchors import AnchorGrid
+from odutils.coco.reading import ids_by_source
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
 from odutils.images import place
@@ -171,9 +172,7 @@ def score_by_source(dataset: CocoDetections, results: list[dict]) -> dict:
     """`{"all": metrics, "by_source": {source: metrics}, "by_class": {name: AP50}}`, see `score`."""
     overall = score(dataset, results)
     by_class = overall.pop("by_class")
-    by_source: dict[str, list[int]] = {}
-    for image_id in dataset.ids:
-        by_source.setdefault(dataset.coco.imgs[image_id].get("source") or "all", []).append(image_id)
+    by_source = ids_by_source(dataset.coco.loadImgs(dataset.ids))
     scores = {}
     for source, ids in by_source.items():
         scores[source] = score(dataset, results, ids) if len(by_source) > 1 else dict(overall)

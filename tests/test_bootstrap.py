@@ -2,13 +2,15 @@
 often as it says, and the interval of a difference knows that both detectors saw the same images."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from odutils import bootstrap
 from odutils.datasets import CocoDetections
-from odutils.evaluation import score
+from odutils.evaluation import score, score_by_source
 from odutils.sample.make import make_sample
 
 
@@ -20,12 +22,12 @@ def dataset(tmp_path_factory):
 
 def results_of(dataset, seed: int, shift: float) -> list[dict]:
     """The ground truth, moved about, some of it missing, with some false positives."""
-    chance, results = np.random.default_rng(seed), []
+    rng, results = np.random.default_rng(seed), []
     for one in dataset.coco.anns.values():
-        box = (np.array(one["bbox"]) + chance.normal(0, shift, 4) * one["bbox"][2]).clip(1).tolist()
-        category = one["category_id"] if chance.random() < 0.8 else int(chance.choice(list(dataset.coco.cats)))
-        if chance.random() < 0.9:
-            results.append(dict(image_id=one["image_id"], category_id=category, bbox=box, score=float(chance.random())))
+        box = (np.array(one["bbox"]) + rng.normal(0, shift, 4) * one["bbox"][2]).clip(1).tolist()
+        category = one["category_id"] if rng.random() < 0.8 else int(rng.choice(list(dataset.coco.cats)))
+        if rng.random() < 0.9:
+            results.append(dict(image_id=one["image_id"], category_id=category, bbox=box, score=float(rng.random())))
     return results
 
 
@@ -71,3 +73,44 @@ def test_without_an_object_there_is_nothing_to_tell(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     report = bootstrap.measure(CocoDetections(folder, "val"), [[]], draws=3)
     assert report["all"]["AP"] == [[-1, 0]] and bootstrap.describe(report) == ""
+
+
+def perfect(dataset):
+    keys = ("image_id", "category_id", "bbox")
+    return [{key: one[key] for key in keys} | {"score": 0.9} for one in dataset.coco.anns.values()]
+
+
+def test_draws_without_an_object_are_left_out(tmp_path, write_dataset):
+    """Of four images one has an object: a third of the draws lack it, and have no AP rather than one of -1."""
+    box = {"bbox": [5, 5, 30, 20], "category_id": 1}
+    dataset = CocoDetections(write_dataset(tmp_path / "s", [[box], [], [], []], {1: "cat"}), "train", classes=["cat"])
+    report = bootstrap.measure(dataset, [perfect(dataset), []], draws=50)
+    assert report["all"]["AP"] == report["all"]["AP50"] == [[1, 0], [0, 0], [1, 0]]
+
+
+def test_several_sources_have_an_interval_each_and_all_images_one(tmp_path, write_dataset):
+    """Images without a source are a part of their own, which is not called as that of all images."""
+    box = {"bbox": [5, 5, 30, 20], "category_id": 1}
+    about = [{"source": "web"}] * 4 + [{}] * 4
+    folder = write_dataset(tmp_path / "s", [[box]] * 8, {1: "cat"}, images=about)
+    dataset = CocoDetections(folder, "train", classes=["cat"])
+    results = perfect(dataset)[:4]
+    report = bootstrap.measure(dataset, [results], draws=20)
+    assert list(report) == ["all", "web", "without a source"]
+    assert [of["AP"][0][0] for of in report.values()] == pytest.approx([51 / 101, 1, 0])
+    assert report["all"]["AP"][0][1] > 0.1
+    by_source = score_by_source(dataset, results)["by_source"]
+    assert {source: of["AP"] for source, of in by_source.items()} == {"web": 1, "without a source": 0}
+
+
+def test_a_bar_only_where_it_is_asked_for(dataset, monkeypatch):
+    shown = []
+
+    def bar(total, unit, show):
+        shown.append((total, show))
+        return nullcontext(SimpleNamespace(update=lambda: None))
+
+    monkeypatch.setattr(bootstrap, "bar", bar)
+    bootstrap.measure(dataset, [[]], draws=2)
+    bootstrap.measure(dataset, [[]], draws=3, progress=True)
+    assert shown == [(2, False), (3, True)]

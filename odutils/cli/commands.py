@@ -158,7 +158,7 @@ def evaluate(args: Namespace) -> int:
         if args.intervals:
             from odutils.bootstrap import describe, measure
 
-            scores["intervals"] = measure(dataset, [results])
+            scores["intervals"] = measure(dataset, [results], progress=True)
             print("\n" + describe(scores["intervals"]))
         if json_path:
             json_path.write_text(json.dumps(scores, indent=1))

@@ -104,6 +104,14 @@ def read_dataset(path: Path):
     return coco
 
 
+def ids_by_source(images: Iterable[dict]) -> dict[str, list]:
+    """Ids of images by their `source`: those without one as "without a source", or as "all" where none has one."""
+    ids: dict[str, list] = {}
+    for image in images:
+        ids.setdefault(image.get("source") or "without a source", []).append(image["id"])
+    return {"all": ids["without a source"]} if set(ids) == {"without a source"} else ids
+
+
 def first_fault(content: dict) -> str | None:
     """The first fault that would make training or evaluation wrong, None if there is none."""
     for part in RULES:
