@@ -5,15 +5,17 @@ class (in the preset `article` one for each of a cell's 45 anchors and each clas
 over all other layers whole, and of the class output the rows of those classes that both detectors have.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from odutils.article_weights import is_published
 from odutils.errors import InputError
 from odutils.model import Detector
-from odutils.presets import build, load_tensors
+from odutils.presets import PUBLISHED, build, load_article, load_tensors, use_published_grid
 from odutils.recipe import Recipe
 from odutils.settings import Settings
 from odutils.weights import load_weights
@@ -36,11 +38,12 @@ def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path 
 def take_over(detector: Detector, weights: str | Path) -> str:
     """Load a weights file into a freshly built detector; classes are found by name, wherever they stand in the list.
 
-    The rows of classes that the file lacks stay as they were initialised.   Returns a sentence on what was taken over.
+    The rows of classes that the file lacks stay as they were initialised. Published weights bring their anchors along,
+    in their own order (see article_weights.py): their rows belong to these.
+    Returns a sentence on what was taken over.
     Raises InputError if the file is no detector of this project, or one of another preset.
     """
-    tensors, metadata = load_weights(weights)
-    before = Settings.from_metadata(metadata, str(weights))
+    tensors, before = read(weights)
     preset, classes = detector.settings.preset, detector.settings.classes
     if before.preset != preset:
         raise InputError(f"{weights}: weights of the preset {before.preset!r} cannot begin a training of {preset!r}")
@@ -52,7 +55,23 @@ def take_over(detector: Detector, weights: str | Path) -> str:
                 raise InputError(f"{weights}: {name} has the shape {shape}: not {len(before.classes)} classes")
             tensors[name] = rows_by_name(tensors[name], before.classes, fresh, classes)
     load_tensors(detector, tensors, str(weights))
+    if before.anchors == PUBLISHED:
+        use_published_grid(detector)
     return describe(weights, before.classes, classes)
+
+
+def read(weights: str | Path) -> tuple[dict[str, Tensor], Settings]:
+    """The tensors and the settings of a weights file, of this project or the article's own `.pth`."""
+    tensors, metadata = load_weights(weights)
+    if not metadata and is_published(tensors):
+        published = load_article(tensors, str(weights))
+        return published.state_dict(), published.settings
+    return tensors, Settings.from_metadata(metadata, str(weights))
+
+
+def fingerprint(weights: str | Path | None) -> str | None:
+    """What tells a weights file from others by its content, None without one: a checkpoint remembers it."""
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:12] if weights else None
 
 
 def rows_by_name(saved: Tensor, saved_classes: Sequence[str], fresh: Tensor, classes: Sequence[str]) -> Tensor:
@@ -61,9 +80,10 @@ def rows_by_name(saved: Tensor, saved_classes: Sequence[str], fresh: Tensor, cla
     saved: (anchors × saved classes, …).   fresh: (anchors × classes, …), not changed.   Row = anchor × classes + class.
     """
     shared = [name for name in classes if name in saved_classes]
-    to, of = [classes.index(name) for name in shared], [saved_classes.index(name) for name in shared]
+    new_rows = [classes.index(name) for name in shared]
+    saved_rows = [saved_classes.index(name) for name in shared]
     mixed = fresh.clone().unflatten(0, (-1, len(classes)))  # (anchors, classes, …)
-    mixed[:, to] = saved.unflatten(0, (-1, len(saved_classes)))[:, of]
+    mixed[:, new_rows] = saved.unflatten(0, (-1, len(saved_classes)))[:, saved_rows]
     return mixed.flatten(0, 1)
 
 

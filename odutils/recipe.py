@@ -28,7 +28,7 @@ class Recipe:
     ema: float = 0.998
     seed: int = 0
     pretrained: bool = True  # begin with ImageNet's backbone, and keep its first layers and its batch norm as they are
-    freeze_backbone: bool = False  # train the head alone
+    freeze_backbone: bool = False  # train only the neck and the head
 
     def check(self, processes: int = 1) -> None:
         """Raises InputError for numbers that cannot work."""

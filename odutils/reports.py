@@ -113,12 +113,13 @@ class SaveBest(Callback):
     """
 
     order = 35  # after CocoMetrics and LogLosses, while the averaged weights are still in place
-    remembers = ("best", "best_epoch")
+    remembers = ("best", "best_epoch", "better_epoch")
 
     def __init__(self, path: Path, metric: str = "AP", **about):
         self.path, self.metric, self.about = Path(path), metric, about
         self.best = [-math.inf, -math.inf]  # metric, minus loss
         self.best_epoch: int | None = None  # which of them was saved last
+        self.better_epoch: int | None = None  # which was better than all before it, not only as good: for StopEarly
 
     def after_epoch(self, learn):
         if learn.training:
@@ -132,6 +133,8 @@ class SaveBest(Callback):
             raise diverged(learn, f"loss {loss:.4g}, weights beyond {FLOAT16.max:g} at the end")
         scores = getattr(learn, "scores", {})
         save_detector(self.path, learn.detector, **self.about, epoch=learn.epoch, scores=scores)
+        if value > self.best:
+            self.better_epoch = learn.epoch
         self.best, self.best_epoch = value, learn.epoch
 
 

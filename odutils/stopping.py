@@ -10,10 +10,11 @@ from odutils.reports import SaveBest
 
 
 class StopEarly(Callback):
-    """End the training after `patience` epochs in a row in which SaveBest saved nothing: its measure, its tie rule.
+    """End the training after `patience` epochs in a row that were not better than the best one before them.
 
-    What decides is SaveBest's best epoch, which a checkpoint holds. So a training that stopped stays stopped when it is
-    started again, and goes on where `patience` has been raised.
+    SaveBest measures it. An epoch that is only as good does not count as better, although its weights are saved: an AP
+    that stays at 1, say, ends the training. What decides is SaveBest's `better_epoch`, which a checkpoint holds. So a
+    training that stopped stays stopped when it is started again, and goes on where `patience` has been raised.
     best: the SaveBest of this training; None in a process that does not validate.   accelerator: knows the other
     processes, if there are any, which have to hear of the decision.
     """
@@ -37,13 +38,13 @@ class StopEarly(Callback):
 
     def reason_before(self, epoch: int) -> str:
         """Why the training should stop before `epoch`, "" if it should go on."""
-        saved = self.best.best_epoch
-        if saved is None or epoch - 1 - saved < self.patience:  # None: a checkpoint from before it was noted
+        better = self.best.better_epoch
+        if better is None or epoch - 1 - better < self.patience:  # None: a checkpoint from before it was noted
             return ""
         measure = f"{self.best.metric} {self.best.best[0]:.4g}" if self.best.best[0] > 0 else "the lowest loss"
-        waited = plural(epoch - 1 - saved, "epoch")
+        waited = plural(epoch - 1 - better, "epoch")
         return (
-            f"stopped after epoch {epoch - 1}: not better for {waited} than epoch {saved}, the best ({measure}); "
+            f"stopped after epoch {epoch - 1}: not better than epoch {better} ({measure}) for {waited}; "
             "a higher --patience goes on"
         )
 

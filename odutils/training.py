@@ -16,7 +16,7 @@ from odutils.datasets import CocoDetections, EpochSampler, make_loader
 from odutils.devices import best_device
 from odutils.errors import InputError, plural
 from odutils.files import locked
-from odutils.finetuning import make_detector
+from odutils.finetuning import fingerprint, make_detector
 from odutils.losses import DetectionLoss
 from odutils.model import Detector
 from odutils.mosaic import WithMosaic
@@ -149,6 +149,7 @@ def train(
     loss = DetectionLoss(detector.grid(recipe.size, recipe.size), kind)
     lasting = {name: value for name, value in asdict(recipe).items() if name not in ENDS}
     settings = {**lasting, "classes": list(train_set.classes), "images": len(train_set), "processes": processes}
+    settings["weights"] = fingerprint(weights)
     checkpoint, best, stop = out / "checkpoint.pt", None, None
     extra = [Resume(checkpoint, sampler, batch_size, settings, recipe.seed, checkpoint_every, writes=first)]
     if accelerator:

@@ -1,16 +1,21 @@
 """Protects fine-tuning: all layers but the class output come from the file, the class output's rows by class name and
 never by position, new classes begin as in a new detector, and weights that do not fit are refused in a sentence."""
 
+import shutil
+
 import pytest
 import torch
+from test_article_weights import PublishedHead
+from torch import nn
 from trainings import assert_same_result, attach, rows_of, small_training
 
+from odutils.article_weights import published_grid
 from odutils.callbacks import Callback
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.finetuning import CLASS_OUTPUT, make_detector
 from odutils.model import PRIOR, SHAPES
-from odutils.presets import build, load_detector, save_detector
+from odutils.presets import PUBLISHED, build, load_detector, save_detector
 from odutils.recipe import Recipe
 from odutils.weights import load_weights, save_weights
 
@@ -34,6 +39,32 @@ def trained(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "before.safetensors"
     save_detector(path, detector)
     return request.param, path
+
+
+@pytest.mark.parametrize("kind", ["article.safetensors", "article.pth"])
+def test_published_weights_bring_their_anchors(published_file, tmp_path, kind):
+    """Their predictions belong to anchors in the article's order: with ours they would be trained anew."""
+    save_detector(tmp_path / "article.safetensors", load_detector(published_file))
+    path = published_file if kind.endswith("pth") else tmp_path / kind
+    published, (detector, told) = load_detector(path), make_detector(RECIPES["article"], ("helmet", "dog"), path)
+    assert "dog taken over by name, 1 new: helmet" in told
+    assert detector.grid(224, 224).boxes.equal(published_grid().boxes) and detector.settings.anchors == PUBLISHED
+    image = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        (logits, boxes), (before, boxes_before) = detector.eval()(image), published(image)
+    torch.testing.assert_close(boxes, boxes_before)
+    torch.testing.assert_close(logits[..., 1], before[..., CLASSES.index("dog")])
+    with pytest.raises(InputError, match="weights of the preset 'article' cannot begin a training of 'pyramid'"):
+        make_detector(RECIPES["pyramid"], ("dog",), path)
+
+
+@pytest.fixture(scope="module")
+def published_file(tmp_path_factory):
+    """A file with the article's names and random numbers."""
+    torch.manual_seed(2)
+    path = tmp_path_factory.mktemp("published") / "article.pth"
+    torch.save(nn.Sequential(build("article").backbone, PublishedHead()).state_dict(), path)
+    return path
 
 
 def rows(tensors, name, classes):
@@ -89,13 +120,13 @@ def test_the_sentence_says_what_was_taken_over(trained):
     preset, path = trained
     start = f"weights of {path}: all layers but the class output taken over; class output: "
 
-    def said(*classes):
+    def sentence(*classes):
         return make_detector(RECIPES[preset], classes, path)[1].removeprefix(start)
 
-    assert said("vest", "dog", "person", "helmet") == "dog, person taken over by name, 2 new: vest, helmet"
-    assert said("cup", "dog", "person") == "all 3 classes taken over by name"
-    assert said(*CLASSES[40:47]) == "cup taken over by name, 6 new: wine glass, fork, knife, spoon, bowl, …"
-    assert said("vest") == "none taken over by name, 1 new: vest"
+    assert sentence("vest", "dog", "person", "helmet") == "dog, person taken over by name, 2 new: vest, helmet"
+    assert sentence("cup", "dog", "person") == "all 3 classes taken over by name"
+    assert sentence(*CLASSES[40:47]) == "cup taken over by name, 6 new: wine glass, fork, knife, spoon, bowl, …"
+    assert sentence("vest") == "none taken over by name, 1 new: vest"
     assert make_detector(RECIPES[preset], ("vest",))[1] == ""
 
 
@@ -145,6 +176,22 @@ def test_the_command_fine_tunes_and_says_so_once(other_weights, sample, tmp_path
     assert load_detector(tmp_path / "run" / "best.safetensors").settings.classes == CLASSES
     code, lines, _ = run(sample, tmp_path / "run", *options)  # goes on from the checkpoint: nothing is taken over
     assert code == 0 and not [line for line in lines if "taken over" in line]
+
+
+def test_other_weights_are_another_training(other_weights, sample, tmp_path, run):
+    """By the file's content: a copy of it under another name goes on, other weights or none are refused."""
+    out, options = tmp_path / "run", ("--epochs", 1, "--device", "cpu")
+    assert run(sample, out, *options, "--weights", other_weights)[0] == 0
+    copy = shutil.copy(other_weights, tmp_path / "copy.safetensors")
+    assert run(sample, out, *options, "--weights", copy)[0] == 0
+    best = shutil.copy(out / "best.safetensors", tmp_path / "best.safetensors")
+    for more, now in ((("--weights", best), "'"), ((), "None")):
+        code, _, (line,) = run(sample, out, *options, *more)
+        assert code == 2 and "checkpoint.pt: from a run with other settings (weights '" in line and f"now {now}" in line
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    del state["settings"]["weights"]  # from before it was noted
+    torch.save(state, out / "checkpoint.pt")
+    assert run(sample, out, *options, "--weights", best)[0] == 0
 
 
 def test_a_fine_tuning_that_is_interrupted_ends_like_one_that_is_not(other_weights, sample, tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ def epochs_of(out):
     [
         (1, [0.1, 0.3, 0.2, 0.9], 3, 1),
         (2, [0.1, 0.3, 0.2, 0.4, 0.1, 0.3, 0.9], 6, 3),  # epochs in a row: a better one begins to count anew
-        (2, [0.3, 0.3, 0.2, 0.3, 0.1], 5, 3),  # of equals the later one counts, as for the weights that are saved
+        (2, [0.3, 0.3, 0.2, 0.4, 0.5], 3, 1),  # as good is not better; its weights are saved all the same
+        (10, [0.5, *[1.0] * 13], 12, 11),  # cannot become better
         (3, [0.1, 0.2, 0.1, 0.1], 4, 1),  # the schedule ends first
     ],
 )
@@ -67,7 +68,7 @@ def test_the_command_says_why_does_nothing_more_and_goes_on_with_more_patience(
     attach(monkeypatch, Validation(0.1, 0.4, 0.3, 0.2, 0.1, 0.5))
     options = ("--epochs", 6, "--device", "cpu")
     code, lines, _ = run(sample, tmp_path, *options, "--patience", 2)
-    why = "stopped after epoch 3: not better for 2 epochs than epoch 1, the best (AP 0.4); a higher --patience goes on"
+    why = "stopped after epoch 3: not better than epoch 1 (AP 0.4) for 2 epochs; a higher --patience goes on"
     assert code == 0 and why in lines
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     code, lines, _ = run(sample, tmp_path, *options, "--patience", 2)
@@ -97,7 +98,7 @@ def test_a_checkpoint_from_before_patience_existed_goes_on(quick, sample, tmp_pa
     attach(monkeypatch, Validation(0.4, 0.3, 0.2, 0.5, 0.1))
     small_training(sample, tmp_path, epochs=5, stop_after=2)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del state["memories"]["SaveBest"]["best_epoch"]
+    del state["memories"]["SaveBest"]["better_epoch"]
     torch.save(state, tmp_path / "checkpoint.pt")
     small_training(sample, tmp_path, epochs=5, patience=1)
     assert epochs_of(tmp_path) == [0, 1, 2, 3, 4]  # no best epoch is known before the fourth

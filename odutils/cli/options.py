@@ -76,13 +76,13 @@ def make_parser() -> Parser:
     )
     command.add_argument(
         "--patience", type=positive, metavar="EPOCHS",
-        help="stop after so many epochs in a row without a better AP; 5 to 10 are usual, fewer stop at a chance dip",
+        help="stop after so many epochs in a row without a higher AP; 5 to 10 are usual, fewer stop at a chance dip",
     )  # fmt: skip
     command.add_argument("--no-crop", action="store_true", help="whole images: for last epochs, or a short training")
     command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
     command.add_argument("--weights", metavar="FILE", help="begin with these; their classes may be others")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random backbone")
-    command.add_argument("--freeze-backbone", action="store_true", help="train the head alone: quicker")
+    command.add_argument("--freeze-backbone", action="store_true", help="train only the neck and the head: quicker")
     command.add_argument(
         "--workers", type=natural, metavar="N", help="processes that load images (default: one a core, at most 8)"
     )
@@ -96,9 +96,7 @@ def make_parser() -> Parser:
     add_data(command, split="val, val2017, valid or dev, what is there")
     command.add_argument("--json", metavar="FILE", help="write the scores, too")
     command.add_argument(
-        "--intervals",
-        action="store_true",
-        help="tell 95 %% intervals, too, from a bootstrap over the images",
+        "--intervals", action="store_true", help="print 95 %% confidence intervals (bootstrap over images), too"
     )
     command.add_argument(
         "--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, instead"
