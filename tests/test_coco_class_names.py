@@ -7,6 +7,7 @@ from odutils.coco.labels import LabelledObject
 from odutils.errors import InputError
 
 LISTS = {
+    "spaces": "names: ['person ', ' hard hat']",
     "one line": "train: a\nnames: ['person', 'hard hat']\nnc: 2\n",
     "plain": "names: [person, hard hat]",
     "double quotes": 'names: ["person", "hard hat"]  # two',
@@ -22,7 +23,7 @@ LISTS = {
 
 @pytest.mark.parametrize("text", LISTS.values(), ids=LISTS)
 def test_every_list_of_names(text, tmp_path):
-    for name in ("data.yaml", "data.yml"):
+    for name in ("data.yaml", "data.yml", "DATA.YAML"):
         (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
         assert read_classes(tmp_path / name) == ["person", "hard hat"]
 
@@ -40,24 +41,26 @@ def test_a_text_has_a_name_a_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, words",
     [
-        ("nc: 3\n", "its `names` are no list"),
+        ("nc: 3\n", "its `names` are neither a list"),
         ("nc: 1\nnames: ['person'\n", "cannot be read as YAML"),
-        ("names: coco.names\n", "its `names` are no list"),
-        ("names:\n  person\n", "its `names` are no list"),
-        ("names:\nnc: 2\n", "its `names` are no list"),
+        ("names: coco.names\n", "its `names` are neither a list"),
+        ("names:\n  person\n", "its `names` are neither a list"),
+        ("names:\nnc: 2\n", "its `names` are neither a list"),
         ("names: []\n", "no class names in it"),
         ("\nnames:\n  0: a\n  2: b\n", "the `names` are not numbered from 0 to 1"),
+        ("names: [a, 'a ']", "two classes are called 'a'"),
+        ("names: " + "[" * 5000, "cannot be read as YAML (nested too deeply)"),
         ("names: [a, b, a]", "two classes are called 'a'"),
         ("names: [a, '']", "class 1 has no name"),
     ],
 )
-def test_what_is_no_list(text, said, tmp_path):
+def test_what_is_no_list(text, words, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(InputError) as error:
         read_classes(tmp_path / "data.yaml")
-    assert str(error.value).startswith(str(tmp_path / "data.yaml")) and said in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "data.yaml")) and words in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):

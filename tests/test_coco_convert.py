@@ -133,6 +133,15 @@ def test_faults_leave_nothing_behind(export):
     refused(export, "a.jpg: cannot be read as an image", UnreadableError)
 
 
+def test_boxes_of_no_pixel_are_refused_and_those_of_one_are_told(export):
+    (export / "labels" / "c.txt").write_text("0 0.5 0.5 0.000001 0.5")
+    refused(export, r"c.png: a box of dog has no area when rounded to 3 decimals: \[60.0, 20.0, 0.0, 40.0\]")
+    (export / "labels" / "c.txt").write_text("0 0.5 0.5 0.005 0.005")
+    done = convert(export / "labels", "yolo", export / "images", export / "out")
+    assert "boxes below a pixel: 1; `check` lists them" in done.notes
+    assert [problem.kind for problem in check_dataset(export / "out", "train")] == ["box below a pixel"]
+
+
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("failing", ["second image", "annotation file"])
 def test_a_full_disk_leaves_nothing_behind(export, monkeypatch, failing, there):

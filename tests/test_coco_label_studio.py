@@ -2,6 +2,7 @@
 the same boxes; annotations that count, those that do not, and every fault by task."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,7 +99,72 @@ def test_rotated_boxes_become_the_upright_boxes_around_them(export):
 def test_other_kinds_of_regions_are_left_out_and_counted(export):
     polygon = {"type": "polygonlabels", "value": {"points": [[0, 0], [1, 1], [1, 0]], "polygonlabels": ["dog"]}}
     labels = export(task("a.jpg", [polygon, region(0, 0, 5, 5), {"type": "choices", "value": {"choices": ["x"]}}]))
-    assert len(labels.objects["a.jpg"]) == 1 and "left out: 2 regions of another kind than boxes" in labels.notes
+    assert len(labels.objects["a.jpg"]) == 1 and "left out: 1 region of another kind than boxes" in labels.notes
+
+
+@pytest.mark.parametrize("kind", ["polygonlabels", "brushlabels", "polygon", "labels", "new kind"])
+def test_an_image_with_regions_but_no_box_is_left_out_and_not_a_negative(export, kind):
+    other = {"id": "x", "type": kind, "value": {"labels": ["dog"]}}
+    labels = export(task("a.jpg", [other]), task("clip/b.jpg", [region(0, 0, 50, 50)], number=2))
+    assert list(labels.objects) == ["clip/b.jpg"]
+    assert labels.notes == [
+        "left out: 1 region of another kind than boxes",
+        "left out: 1 image with regions of which none is a box",
+        "left out: 1 image without a finished annotation",
+    ]
+    with pytest.raises(InputError, match="no task in it has a finished annotation of boxes"):
+        export(task("a.jpg", [other]))
+    with pytest.raises(InputError, match="task 2: another task is about a.jpg, too"):
+        export(task("a.jpg", [other]), task("a.jpg", [region(0, 0, 50, 50)], number=2))
+
+
+def test_an_answer_about_the_whole_image_is_no_region(export):
+    answer = {"id": "x", "type": "choices", "value": {"choices": ["nothing"]}}
+    labels = export(task("a.jpg", [answer]), task("clip/b.jpg", [region(0, 0, 50, 50)], number=2))
+    assert labels.objects["a.jpg"] == [] and not any("region" in note for note in labels.notes)
+
+
+def test_rectangles_and_labels_are_joined_by_id(export):
+    """As <Rectangle> and <Labels> export them."""
+
+    def pair(id_, *names, x=10):
+        box = {"x": x, "y": 20, "width": 30, "height": 40, "rotation": 0}
+        return [
+            {"id": id_, "type": "rectangle", "value": box},
+            {"id": id_, "type": "labels", "value": box | {"labels": list(names)}},
+        ]
+
+    first, second = pair("p", "dog"), pair("q", "cat", "pet", x=20)
+    labels = export(task("a.jpg", [first[1], *second, first[0], region(0, 0, 5, 5, "cow")]))
+    assert [(one.name, one.box) for one in labels.objects["a.jpg"]] == [
+        ("cat", (40, 20, 100, 60)),
+        ("pet", (40, 20, 100, 60)),
+        ("dog", (20, 20, 80, 60)),
+        ("cow", (0, 0, 10, 5)),
+    ]
+    with pytest.raises(InputError, match="task 1, region 1: it has no label"):
+        export(task("a.jpg", [first[0], second[1]]))
+
+
+def test_odd_texts_of_a_task_are_passed_over(export):
+    one = task("a.jpg", [region(10, 20, 30, 40)])
+    one["data"] = {"note": "http://[not a host", **one["data"]}
+    assert list(export(one).objects) == ["a.jpg"]
+
+
+def test_without_a_time_the_last_annotation_counts(export):
+    labels = export(task("a.jpg", [region(0, 0, 10, 10)], [region(0, 0, 20, 20)]))
+    assert labels.objects["a.jpg"][0].box == (0, 0, 40, 20)
+
+
+def test_the_folders_name_before_an_images_name_is_not_a_folder_in_it(export, tmp_path):
+    (tmp_path / "images" / "images").mkdir()
+    shutil.copy(tmp_path / "images" / "a.jpg", tmp_path / "images" / "images" / "a.jpg")
+    names = ["a.jpg", "images/a.jpg"]
+    tasks = to_label_studio([(name, (100, 200, 3), detections()) for name in names], ("dog",), "v1", "images")
+    for one in tasks:
+        one["annotations"] = [{"result": [region(10, 20, 30, 40)]}]
+    assert list(export(*tasks).objects) == names
 
 
 def test_a_box_with_two_labels_is_two_objects(export):
@@ -115,11 +181,11 @@ def test_boxes_are_cut_off_and_classes_may_have_an_order(export, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, words",
     [
         (lambda one: one.pop("annotations"), "task 7 has no list of annotations: export as JSON, not as JSON-MIN"),
-        (lambda one: one.update(data={"image": "none.jpg"}), "task 7: no image in .*images is called as in 'none.jpg'"),
-        (lambda one: one.update(data=None), "task 7: no image in .* is called as in its data"),
+        (lambda one: one.update(data={"image": "none.jpg"}), "task 7: no image in .*images matches 'none.jpg'"),
+        (lambda one: one.update(data=None), "task 7: no image in .* matches its data"),
         (lambda one: one["annotations"][0].pop("result"), "task 7: its annotation has no list of results"),
         (lambda one: one["annotations"][0]["result"][0]["value"].pop("x"), "task 7, region 1: x, y, width, height and"),
         (lambda one: one["annotations"][0]["result"][0].update(value=5), "task 7, region 1: x, y, width"),
@@ -141,10 +207,10 @@ def test_boxes_are_cut_off_and_classes_may_have_an_order(export, tmp_path):
         ),
     ],
 )
-def test_faults_are_told_by_task(export, change, said):
+def test_faults_are_told_by_task(export, change, words):
     faulty = task("a.jpg", [region(1, 1, 5, 5)], number=7)
     change(faulty)
-    with pytest.raises(InputError, match=f"export.json: {said}"):
+    with pytest.raises(InputError, match=f"export.json: {words}"):
         export(task("clip/b.jpg", [region(0, 0, 5, 5)]), faulty)
 
 
@@ -153,7 +219,7 @@ def test_files_that_are_no_export(export, tmp_path):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(InputError, match="other.json: (not a JSON export|task 1 has no list)"):
             read_label_studio(tmp_path / "other.json", ImageFolder(tmp_path / "images"))
-    with pytest.raises(InputError, match="none.json: not a JSON export of Label Studio"):
+    with pytest.raises(InputError, match="none.json: no such file"):
         read_label_studio(tmp_path / "none.json", ImageFolder(tmp_path / "images"))
     with pytest.raises(InputError, match="task 2: another task is about a.jpg, too"):
         export(task("a.jpg", [region(0, 0, 5, 5)]), task("x/a.jpg", [region(0, 0, 5, 5)], number=2))
@@ -171,8 +237,8 @@ def detections(*boxes):
 def test_detections_become_predictions():
     found = [("clip/it's 1 %.jpg", (100, 200, 3), detections((20, 20, 80, 60), (0, 0, 200, 100)))]
     found += [("a.jpg", (100, 200, 3), detections())]
-    first, second = to_label_studio(found, ("dog", "cat"), "best.safetensors")
-    assert first["data"] == {"image": "/data/local-files/?d=clip/it%27s%201%20%25.jpg"}
+    first, second = to_label_studio(found, ("dog", "cat"), "best.safetensors", "my images")
+    assert first["data"] == {"image": "/data/local-files/?d=my%20images/clip/it%27s%201%20%25.jpg"}
     (prediction,) = first["predictions"]
     assert prediction["model_version"] == "best.safetensors" and prediction["score"] == pytest.approx(0.65)
     one, _ = prediction["result"]
@@ -188,7 +254,7 @@ def test_what_was_predicted_and_accepted_comes_back_with_the_same_boxes(export):
     boxes.sort(axis=1)
     boxes = boxes.reshape(20, 4) * np.float32([200, 100, 200, 100])
     found = [("a.jpg", (100, 200, 3), detections(*boxes)), ("it's 1 %.jpg", (100, 200, 3), detections())]
-    tasks = to_label_studio(found, ("dog", "cat"), "v1")
+    tasks = to_label_studio(found, ("dog", "cat"), "v1", "images")
     for number, one in enumerate(tasks, start=1):
         (prediction,) = one.pop("predictions")
         one.update(id=number, annotations=[{"result": prediction["result"], "was_cancelled": False}])

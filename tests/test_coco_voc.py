@@ -70,6 +70,46 @@ def test_an_image_is_found_by_the_labels_name_and_else_by_filename(export, tmp_p
         export(annotation(one(5, 5, 9, 9), filename="b.jpg"), "b.xml")
 
 
+def test_filename_decides_between_images_of_one_name(export, tmp_path, draw_image):
+    Image.fromarray(draw_image(100, 200)).save(tmp_path / "images" / "a.png")
+    for filename, found in (("a.png", "a.png"), ("a.jpg", "a.jpg")):
+        labels = export(annotation(one(5, 5, 9, 9), filename=filename))
+        assert [name for name, objects in labels.objects.items() if objects] == [found]
+    for filename in ("b.jpg", "a.bmp", ""):
+        with pytest.raises(InputError, match=r"a\.xml: there are a\.jpg and a\.png"):
+            export(annotation(one(5, 5, 9, 9), filename=filename))
+
+
+def test_filename_in_the_labels_folder_decides_first(export, tmp_path, draw_image):
+    (tmp_path / "images" / "clip").mkdir()
+    (tmp_path / "xml" / "clip").mkdir()
+    for name in ("a.jpg", "a.png"):
+        Image.fromarray(draw_image(100, 200)).save(tmp_path / "images" / "clip" / name)
+    assert export(annotation(one(5, 5, 9, 9), filename="a.jpg"), "clip/a.xml").objects["clip/a.jpg"]
+
+
+@pytest.mark.parametrize("filename", [".", "/", "..", "//"])
+def test_a_filename_that_names_no_file(export, filename):
+    with pytest.raises(InputError, match=r"001\.xml: no image "):
+        export(annotation(one(5, 5, 9, 9), filename=filename), "001.xml")
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "klingon"])
+def test_an_encoding_that_cannot_be_read(export, encoding):
+    with pytest.raises(InputError, match=r"a\.xml: its encoding cannot be read \(.*\): save the file as UTF-8"):
+        export(f'<?xml version="1.0" encoding="{encoding}"?>' + annotation(one(5, 5, 9, 9)))
+
+
+@pytest.mark.parametrize("text, difficult", [("False", False), ("no", False), ("True", True), ("1", True)])
+def test_difficult_as_a_word(export, text, difficult):
+    assert export(annotation(one(5, 5, 9, 9, difficult=text))).objects["a.jpg"][0].difficult is difficult
+
+
+def test_a_size_with_a_decimal_point(export):
+    size = "<size><width>200.0</width><height>100.</height></size>"
+    assert export(annotation(one(5, 5, 9, 9), size=size)).objects["a.jpg"]
+
+
 def test_classes_in_an_order_of_ones_own(export, tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     assert export(annotation(one(5, 5, 9, 9)), classes_file=tmp_path / "classes.txt").classes == ["dog", "cat"]
@@ -96,7 +136,7 @@ def test_labels_of_an_image_of_another_size_are_refused(export, tmp_path, draw_i
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, words",
     [
         ("", "line 1: not XML (no element found)"),
         ("<annotation>\n<object>\n</annotation>", "line 3: not XML (mismatched tag)"),
@@ -110,10 +150,10 @@ def test_labels_of_an_image_of_another_size_are_refused(export, tmp_path, draw_i
         (annotation(one(1, 1, 9, 9, name=" ")), "line 3: an object without <name>"),
     ],
 )
-def test_faults_are_told_by_file_and_line(export, tmp_path, text, said):
+def test_faults_are_told_by_file_and_line(export, tmp_path, text, words):
     with pytest.raises(InputError) as error:
         export(text)
-    assert str(error.value).startswith(f"{tmp_path / 'xml' / 'a.xml'}, {said}")
+    assert str(error.value).startswith(f"{tmp_path / 'xml' / 'a.xml'}, {words}")
 
 
 def test_no_object_at_all(export, tmp_path):

@@ -1,4 +1,4 @@
-"""Protects the reading of YOLO's labels: boxes, outlines, the names of the classes, every fault by file and line."""
+"""Protects the reading of YOLO's labels: boxes, polygons, the names of the classes, every fault by file and line."""
 
 import pytest
 from PIL import Image
@@ -43,20 +43,21 @@ def test_an_empty_label_file_is_an_image_without_objects(export):
     assert export("\n").objects["a.jpg"] == []
 
 
-def test_outlines_become_the_boxes_around_them(export):
+def test_polygons_become_the_boxes_around_them(export):
     labels = export("0 0.1 0.5 0.3 0.2 0.2 0.9\n1 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5")
     assert [one.box for one in labels.objects["a.jpg"]] == [
         pytest.approx((20, 20, 60, 90)),
         pytest.approx((20, 10, 180, 90)),
     ]
-    assert labels.notes[0] == "2 outlines became the bounding boxes around them"
+    keypoints = "(keypoints of pose labels look the same, and would give wrong boxes)"
+    assert f"2 polygons became the bounding boxes around them {keypoints}" in labels.notes
 
 
 def test_boxes_that_reach_over_the_edge_are_cut_off(export):
     assert export("0 0.05 1.0005 0.2 0.5").objects["a.jpg"][0].box == pytest.approx((0, 75.05, 30, 100))
 
 
-def test_shares_are_of_the_upright_image(export, tmp_path, draw_image):
+def test_coordinates_are_of_the_upright_image(export, tmp_path, draw_image):
     """YOLO's own loader turns images by their EXIF entry, too."""
     image = Image.fromarray(draw_image(100, 200))
     exif = image.getexif()
@@ -85,28 +86,29 @@ def test_a_file_of_names_is_preferred_where_it_is_given(export, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, words",
     [
         ("person 0.5 0.5 0.1 0.1", "class 'person' is not a number from 0 to 1"),
         ("2 0.5 0.5 0.1 0.1", "class '2' is not a number from 0 to 1"),
+        ("9" * 5000 + " 0.5 0.5 0.1 0.1", "9...9"),
         ("-1 0.5 0.5 0.1 0.1", "class '-1' is not"),
         ("0 0.5 0.5 0.1", "3 numbers after the class, not 4"),
         ("0 0.5 0.5 0.1 0.1 0.9", "5 numbers after the class, not 4"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "7 numbers"),
         ("0", "0 numbers"),
         ("0 0.5 0,5 0.1 0.1", "'0.5 0,5 0.1 0.1' are not numbers"),
-        ("0 0.5 nan 0.1 0.1", "nan is not a share from 0 to 1"),
-        ("0 0.5 inf 0.1 0.1", "inf is not a share"),
-        ("0 120 40 20 30", "120 is not a share from 0 to 1: are these pixels?"),
-        ("0 0.5 -0.2 0.1 0.1", "-0.2 is not a share"),
+        ("0 0.5 nan 0.1 0.1", "nan is not a normalised coordinate, from 0 to 1"),
+        ("0 0.5 inf 0.1 0.1", "inf is not a normalised coordinate"),
+        ("0 120 40 20 30", "120 is not a normalised coordinate, from 0 to 1: are these pixels?"),
+        ("0 0.5 -0.2 0.1 0.1", "-0.2 is not a normalised coordinate"),
         ("0 0.5 0.5 0 0.1", "the box has no area"),
         ("0 0.5 0.5 0.5 0.5 0.5 0.5", "the box has no area"),
     ],
 )
-def test_faults_are_told_by_file_and_line(export, tmp_path, line, said):
+def test_faults_are_told_by_file_and_line(export, tmp_path, line, words):
     with pytest.raises(InputError) as error:
         export(f"0 0.5 0.5 0.5 0.5\n\n{line}\n")
-    assert str(error.value).startswith(f"{tmp_path / 'labels' / 'a.txt'}, line 3: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'labels' / 'a.txt'}, line 3: ") and words in str(error.value)
 
 
 def test_labels_without_an_image_and_other_files(export, tmp_path):
@@ -116,3 +118,24 @@ def test_labels_without_an_image_and_other_files(export, tmp_path):
     (tmp_path / "labels" / "ghost.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"a.txt, line 1: .* \(and 1 more fault\)$"):
         export("x")
+
+
+def test_other_texts_are_passed_over(export, tmp_path):
+    (tmp_path / "labels" / "README.txt").write_text("Exported by a tool\non 1 2 2024 at 10 30\n")
+    (tmp_path / "labels" / "train.txt").write_text("data/a.jpg\ndata/b.jpg\n")
+    labels = export("0 0.5 0.5 0.5 0.5")
+    assert len(labels.objects["a.jpg"]) == 1 and "passed over, no labels: README.txt, train.txt" in labels.notes
+    (tmp_path / "labels" / "ghost.txt").write_text("a title\n0 0.5 0.5 0.5 0.5\n")
+    with pytest.raises(InputError, match=r"ghost.txt: no image ghost\.\*"):
+        export("")
+
+
+def test_a_folder_of_other_texts_is_no_folder_of_labels(export, tmp_path):
+    images = ImageFolder(tmp_path / "images")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "classes.txt").write_text("dog\n")
+    for more in ("", "a line\n"):
+        if more:
+            (tmp_path / "texts" / "README.txt").write_text(more)
+        with pytest.raises(InputError, match="texts: no label file in it belongs to an image in .*images"):
+            read_yolo(tmp_path / "texts", images)

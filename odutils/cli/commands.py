@@ -47,7 +47,8 @@ def detect(args: Namespace) -> int:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     options = {name: getattr(args, name) for name in ("threshold", "iou_threshold", "class_agnostic", "max_detections")}
     width, found = max(len(str(path)) for path in images), []
-    names = dict(zip(images, names_below(args.paths, images), strict=True))
+    below, folder = names_below(args.paths, images)
+    names = dict(zip(images, below, strict=True))
     with (
         ExitStack() as written,
         closing(map_ahead(read, images, size=4)) as contents,
@@ -74,7 +75,7 @@ def detect(args: Namespace) -> int:
             json_path.write_text(json.dumps(to_coco(found, predictor.classes)))
         if tasks_path:
             version = Path(args.weights or DEFAULT_WEIGHTS).name
-            tasks_path.write_text(json.dumps(to_label_studio(found, predictor.classes, version)))
+            tasks_path.write_text(json.dumps(to_label_studio(found, predictor.classes, version, folder)))
     print(summary(found, len(images), args.out, predictor.threshold if args.threshold is None else args.threshold))
     return code
 

@@ -64,14 +64,17 @@ def name_targets(images: Sequence[Path], out: Path) -> list[Path]:
     return targets
 
 
-def names_below(paths: Sequence[str], images: Sequence[Path]) -> list[str]:
-    """How a file calls each of the images: relative to the folder given, or to the one that holds all those given."""
+def names_below(paths: Sequence[str], images: Sequence[Path]) -> tuple[list[str], str]:
+    """How a file calls each of the images: relative to the folder given, or to the one that holds all those given.
+
+    With the name of that folder, "" if it has none.
+    """
     folders = [path if path.is_dir() else path.parent for path in map(Path, paths) if path.exists()]
     try:
         root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     except ValueError:  # on Windows there is no way from one drive to another
-        return [path.as_posix() for path in images]
-    return [Path(os.path.relpath(path, root)).as_posix() for path in images]
+        return [path.as_posix() for path in images], ""
+    return [Path(os.path.relpath(path, root)).as_posix() for path in images], Path(root).name
 
 
 def find_split(data: str, wanted: str | None, usual: Sequence[str]) -> str:

@@ -24,8 +24,10 @@ def make_parser() -> Parser:
     )
     command.add_argument(
         "--label-studio", metavar="FILE",
-        help="write tasks for Label Studio with the boxes as predictions, too; the image NAME, relative to the folder "
-        "given, is /data/local-files/?d=NAME: make that folder LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
+        help="write tasks for Label Studio with the boxes as predictions, too; the image NAME of the given FOLDER is "
+        "/data/local-files/?d=FOLDER/NAME: start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=the parent folder of FOLDER, and add FOLDER to the project as a "
+        "storage of local files",
     )  # fmt: skip
     add_predictor(command)
     command.add_argument(
@@ -79,7 +81,7 @@ def make_parser() -> Parser:
         help="stop after so many epochs in a row without a higher AP; 5 to 10 are usual, fewer stop at a chance dip",
     )  # fmt: skip
     command.add_argument("--no-crop", action="store_true", help="whole images: for last epochs, or a short training")
-    command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="another one, another run")
+    command.add_argument("--seed", type=natural, default=Recipe.seed, metavar="N", help="of all random numbers")
     command.add_argument("--weights", metavar="FILE", help="begin with these; their classes may be others")
     command.add_argument("--no-pretrained", action="store_true", help="begin with a random backbone")
     command.add_argument("--freeze-backbone", action="store_true", help="train only the neck and the head: quicker")

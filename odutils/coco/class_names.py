@@ -14,7 +14,7 @@ def read_classes(path: Path) -> list[str]:
     Raises InputError if there are none, or one comes twice.
     """
     text = read_text(path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         return checked(yaml_names(text, path), path)
     return checked([line.strip() for line in text.splitlines() if line.strip()], path)
 
@@ -52,11 +52,13 @@ def yaml_names(text: str, path: Path) -> list[str]:
         content = yaml.load(text, yaml.BaseLoader)  # every scalar stays text: a class may be called 7, or no
     except yaml.YAMLError as error:
         raise InputError(f"{path}: cannot be read as YAML ({plain_text(error)})") from None
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as YAML (nested too deeply)") from None
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         if sorted(names) != sorted(map(str, range(len(names)))):
             raise InputError(f"{path}: the `names` are not numbered from 0 to {len(names) - 1}")
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: its `names` are no list and no mapping from numbers")
-    return names
+        raise InputError(f"{path}: its `names` are neither a list nor a mapping from numbers")
+    return [name.strip() for name in names]

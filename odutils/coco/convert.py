@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from odutils.coco.label_studio import read_label_studio
 from odutils.coco.labels import MANY, ImageFolder, Labels
+from odutils.coco.rules import fault_of_box, is_below_a_pixel
 from odutils.coco.voc import read_voc
 from odutils.coco.yolo import read_yolo
 from odutils.errors import InputError
@@ -59,13 +60,18 @@ def convert(
     copies = {name: Path(out, split, *PurePosixPath(name).parts) for name in labels.objects}
     write(file, content, {folder.paths[name]: target for name, target in copies.items()})
     counts = Counter(one.name for of_image in labels.objects.values() for one in of_image)
-    notes = labels.notes + ([f"{images}: passed over: {folder.passed_over}"] if folder.passed_over else [])
+    small = sum(is_below_a_pixel(one["bbox"]) for one in content["annotations"])
+    notes = labels.notes + ([f"boxes below a pixel: {small}; `check` lists them"] if small else [])
+    notes += [f"{images}: passed over: {folder.passed_over}"] if folder.passed_over else []
     empty = sum(not of_image for of_image in labels.objects.values())
     return Converted(file, len(labels.objects), empty, {name: counts[name] for name in labels.classes}, notes)
 
 
 def to_coco(labels: Labels, folder: ImageFolder, description: str) -> dict:
-    """Labels as the content of a COCO file: ids count from 1, categories in the order of the classes."""
+    """Labels as the content of a COCO file: ids count from 1, categories in the order of the classes.
+
+    Raises InputError for a box so small that nothing is left of it when it is rounded.
+    """
     category_of = {name: number for number, name in enumerate(labels.classes, start=1)}
     images, annotations = [], []
     for image_id, name in enumerate(sorted(labels.objects), start=1):
@@ -74,6 +80,8 @@ def to_coco(labels: Labels, folder: ImageFolder, description: str) -> dict:
         for one in labels.objects[name]:
             left, top, right, bottom = one.box
             bbox = [round(side, DECIMALS) for side in (left, top, right - left, bottom - top)]
+            if fault_of_box(bbox, width, height) == "box without area":
+                raise InputError(f"{name}: a box of {one.name} has no area when rounded to {DECIMALS} decimals: {bbox}")
             annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_of[one.name]}
             annotation |= {"bbox": bbox, "area": round(bbox[2] * bbox[3], DECIMALS), "iscrowd": 0}
             annotations.append(annotation | ({"difficult": 1} if one.difficult else {}))

@@ -17,15 +17,17 @@ from odutils.coco.reading import load_json
 from odutils.coco.rules import is_name, is_number
 from odutils.errors import InputError, plural
 
-LOCAL = "/data/local-files/?d="  # files below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT
+LOCAL = "/data/local-files/?d="  # files in folders below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT
 TAG, IMAGE = "label", "image"  # names in Label Studio's own template for boxes: <RectangleLabels name=… toName=…>
+ANSWERS = {"choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea"}
 PREFIX = 9  # characters, a random number and a hyphen, that Label Studio puts before the name of an uploaded image
 
 
-def to_label_studio(found: Iterable[tuple], classes: Sequence[str], model_version: str) -> list[dict]:
+def to_label_studio(found: Iterable[tuple], classes: Sequence[str], model_version: str, folder: str = "") -> list[dict]:
     """(file name, shape (H, W, …), Detections) of each image -> tasks with predictions, as Label Studio imports them.
 
-    A task's score is the mean of its boxes' (Label Studio sorts by it), 0 without boxes.
+    folder: name of the folder that holds the images; Label Studio serves files from folders below its document root,
+    not from the root itself.   A task's score is the mean of its boxes' (Label Studio sorts by it), 0 without boxes.
     """
     tasks = []
     for name, (height, width, *_), detections in found:
@@ -40,7 +42,9 @@ def to_label_studio(found: Iterable[tuple], classes: Sequence[str], model_versio
             result.append(region | {"value": value, "score": score})
         mean = sum(region["score"] for region in result) / max(1, len(result))
         prediction = {"model_version": model_version, "score": mean, "result": result}
-        tasks.append({"data": {IMAGE: LOCAL + quote(str(name))}, "predictions": [prediction]})
+        tasks.append(
+            {"data": {IMAGE: LOCAL + quote(f"{folder}/{name}" if folder else str(name))}, "predictions": [prediction]}
+        )
     return tasks
 
 
@@ -48,16 +52,18 @@ def read_label_studio(source: Path, images: ImageFolder, classes_file: Path | No
     """Read a JSON export. Of several annotations of a task, the one that was changed last counts.
 
     Images that nobody has finished are left out: those without a task, without an annotation, or with cancelled ones
-    alone. An annotation without a box makes an image without objects. A rotated box becomes the upright box around it.
+    alone, or with regions of which none is a box. An annotation without regions makes an image without objects. A
+    rotated box becomes the upright box around it.
     classes_file: the names of the classes in order; default: those of the labels, in alphabetical order.
     Raises InputError for the first fault, with file and task, and how many more there are.
     """
     wanted = read_classes(classes_file) if classes_file else None
-    tasks = load_json(source) if source.is_file() else None
+    tasks = None if source.is_dir() else load_json(source)
     if not isinstance(tasks, list):
         raise InputError(f"{source}: not a JSON export of Label Studio, which is one file with a list of tasks")
     objects: dict[str, list[LabelledObject]] = {}
     counts = dict.fromkeys(("several", "rotated", "other"), 0)
+    no_boxes: set[str] = set()  # images with regions of other kinds only
 
     def read(numbered: tuple[int, Any]) -> None:
         index, task = numbered
@@ -66,11 +72,16 @@ def read_label_studio(source: Path, images: ImageFolder, classes_file: Path | No
         if not annotations:
             return
         name = image_of(task, where, images)
-        if name in objects:
+        if name in objects or name in no_boxes:
             raise InputError(f"{where}: another task is about {name}, too")
         counts["several"] += len(annotations) > 1
-        last = max(annotations, key=lambda one: str(one.get("updated_at") or ""))
-        objects[name] = read_regions(last.get("result"), where, images.sizes[name], counts)
+        last = max(reversed(annotations), key=lambda one: str(one.get("updated_at") or ""))  # of equals the last
+        other_before = counts["other"]
+        boxes = read_regions(last.get("result"), where, images.sizes[name], counts)
+        if boxes or counts["other"] == other_before:
+            objects[name] = boxes
+        else:
+            no_boxes.add(name)
 
     read_all(list(enumerate(tasks)), read)
     notes = []
@@ -80,12 +91,14 @@ def read_label_studio(source: Path, images: ImageFolder, classes_file: Path | No
         notes.append(f"rotated boxes: {counts['rotated']} became the upright boxes around them")
     if counts["other"]:
         notes.append(f"left out: {plural(counts['other'], 'region')} of another kind than boxes")
-    if unfinished := len(images.paths) - len(objects):
+    if no_boxes:
+        notes.append(f"left out: {plural(len(no_boxes), 'image')} with regions of which none is a box")
+    if unfinished := len(images.paths) - len(objects) - len(no_boxes):
         notes.append(f"left out: {plural(unfinished, 'image')} without a finished annotation")
     if empty := sum(not of_image for of_image in objects.values()):
         notes.append(f"annotated without a box: {plural(empty, 'image')}, taken as images without objects")
     if not objects:
-        raise InputError(f"{source}: no task in it has a finished annotation")
+        raise InputError(f"{source}: no task in it has a finished annotation{' of boxes' if no_boxes else ''}")
     return Labels(classes_of(objects.values(), wanted, source), objects, notes)
 
 
@@ -102,31 +115,45 @@ def image_of(task: dict, where: str, images: ImageFolder) -> str:
     data = task.get("data")
     texts = [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
     for text in texts:
-        address = urlsplit(text.replace("\\", "/"))
+        try:
+            address = urlsplit(text.replace("\\", "/"))
+        except ValueError:  # some other text, such as "http://[not a host"
+            continue
         path = parse_qs(address.query).get("d", [unquote(address.path)])[0].strip("/")
         parts = path.split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        if parts[0] == images.folder.resolve().name:  # as `to_label_studio` writes it
+            ends = ends[1:] + ends[:1]
         for name in (*ends, parts[-1][PREFIX:] if parts[-1][PREFIX - 1 : PREFIX] == "-" else parts[-1]):
             if name in images.paths:
                 return name
     shown = reprlib.repr(texts[0]) if texts else "its data"
-    raise InputError(f"{where}: no image in {images.folder} is called as in {shown}")
+    raise InputError(f"{where}: no image in {images.folder} matches {shown}")
 
 
 def read_regions(result: Any, where: str, size: tuple[int, int], counts: dict[str, int]) -> list[LabelledObject]:
-    """The boxes of an annotation.   size: (width, height) in pixels.   counts: adds up what was left out or changed."""
+    """The boxes of an annotation.   size: (width, height) in pixels.   counts: adds up what was left out or changed.
+
+    <RectangleLabels> makes one result of type "rectanglelabels" for a box; <Rectangle> with <Labels> makes two of the
+    same id, of types "rectangle" and "labels". Answers about the whole image, such as choices, are no regions.
+    """
     if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
         raise InputError(f"{where}: its annotation has no list of results")
+    regions = [region for region in result if region.get("type") not in ANSWERS]
+    shapes = {str(region.get("id")) for region in regions if region.get("type") != "labels"}
+    names_of = {str(one.get("id")): value_of(one).get("labels") for one in regions if one.get("type") == "labels"}
     found = []
     for index, region in enumerate(result):
-        place = f"{where}, region {index + 1}"
-        if region.get("type") != "rectanglelabels":
+        place, kind, region_id = f"{where}, region {index + 1}", region.get("type"), str(region.get("id"))
+        if kind in ANSWERS or (kind == "labels" and region_id in shapes):
+            continue
+        if kind not in ("rectanglelabels", "rectangle"):
             counts["other"] += 1
             continue
-        value = region.get("value") if isinstance(region.get("value"), dict) else {}
+        value = value_of(region)
         sides = [value.get(key) for key in ("x", "y", "width", "height")]
         turn = value.get("rotation") or 0
-        names = value.get("rectanglelabels")
+        names = value.get("rectanglelabels") if kind == "rectanglelabels" else names_of.get(region_id)
         if not all(map(is_number, [*sides, turn])):
             raise InputError(f"{place}: x, y, width, height and rotation are not all numbers")
         if region.get("image_rotation"):
@@ -137,6 +164,10 @@ def read_regions(result: Any, where: str, size: tuple[int, int], counts: dict[st
         counts["rotated"] += bool(turn % 360)
         found += [LabelledObject(name.strip(), box) for name in names]
     return found
+
+
+def value_of(region: dict) -> dict:
+    return region["value"] if isinstance(region.get("value"), dict) else {}
 
 
 def upright(x: float, y: float, width: float, height: float, turn: float, size: tuple[int, int]) -> tuple:

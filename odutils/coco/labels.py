@@ -56,8 +56,8 @@ class ImageFolder:
         """The image that has this name but for the suffix. Raises InputError if there is none, or several."""
         found = self.by_stem.get(stem, [])
         if len(found) != 1:
-            there = f"there are {' and '.join(found)}" if found else f"no image {stem}.* in {self.folder}"
-            raise InputError(f"{where}: {there}")
+            problem = f"there are {' and '.join(found)}" if found else f"no image {stem}.* in {self.folder}"
+            raise InputError(f"{where}: {problem}")
         return found[0]
 
 
