@@ -113,6 +113,14 @@ def test_what_cannot_be_divided_is_refused_and_nothing_is_left(data, tmp_path):
     refused(data, out, "0009.png: no such image")
 
 
+@pytest.mark.parametrize("again", ["0001.png", "./0001.png", "deep\\..\\0001.png"])
+def test_an_image_that_is_listed_twice_is_refused(data, tmp_path, again):
+    content = read(data, "all")
+    content["images"][5]["file_name"] = again
+    (data / "annotations" / "instances_all.json").write_text(json.dumps(content))
+    refused(data, tmp_path / "out", "instances_all.json: two images are called '0001.png'", by="image")
+
+
 def test_a_faulty_data_set_is_refused(data, tmp_path):
     content = read(data, "all")
     content["annotations"][3]["image_id"] = 99

@@ -28,10 +28,10 @@ def convert(args: Namespace) -> int:
 def split(args: Namespace) -> int:
     from odutils.coco.splitting import split_dataset
 
-    there = splits_of(args.data)
-    if args.split is None and len(there) > 1:
-        raise InputError(f"{args.data}: name one of its splits with --split: {', '.join(there)}")
-    name = find_split(args.data, args.split, there)
+    splits = splits_of(args.data)
+    if args.split is None and len(splits) > 1:
+        raise InputError(f"{args.data}: name one of its splits with --split: {', '.join(splits)}")
+    name = find_split(args.data, args.split, splits)
     if len(shares := dict(args.parts)) < len(args.parts):
         raise InputError("--parts names a part twice")
     parts = split_dataset(args.data, name, args.out, shares, args.by, args.seed)
@@ -48,7 +48,8 @@ def split(args: Namespace) -> int:
         print(f"{title:<{first}}", *columns, sep="  ")
     if missing := [f"{name} in {part.name}" for name in classes for part in parts if not part.objects[name]]:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        complain(f"no object of {', '.join(missing[:SHOWN])}{more}: too few groups have one")
+        why = "too few groups have one, or the shares do not allow it; another --seed may"
+        complain(f"no object of {', '.join(missing[:SHOWN])}{more}: {why}")
     print(f"{args.out}: groups by {args.by}, seed {args.seed}; try: python -m odutils check --data {args.out}")
     return 0
 
@@ -60,7 +61,7 @@ def check(args: Namespace) -> int:
     for split in splits:
         problems = check_dataset(args.data, split)
         count += len(problems)
-        print(f"{args.data}, {split}: {len(problems) or 'no'} problems found")
+        print(f"{args.data}, {split}: {plural(len(problems), 'problem')} found")
         if problems:
             print(to_text(problems))
     return 1 if count else 0

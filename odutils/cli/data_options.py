@@ -22,7 +22,7 @@ def add_data_commands(subparsers) -> None:
         "--from", dest="format", required=True, choices=("yolo", "voc", "label-studio"), help="format of the labels"
     )
     command.add_argument("--images", required=True, metavar="FOLDER", help="of the images, which are copied")
-    command.add_argument("--out", required=True, metavar="FOLDER", help="for the data set; what is there stays")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="for the data set; its files are kept")
     command.add_argument("--split", default="train", metavar="NAME", help="which part of the data set they become")
     command.add_argument(
         "--classes", metavar="FILE",
@@ -40,7 +40,11 @@ def add_data_commands(subparsers) -> None:
         "split --data my_data --out my_split --parts train=0.6 val=0.2 test=0.2 --by scene",
     )  # fmt: skip
     add_data(command, split="the only one there is")
-    command.add_argument("--out", required=True, metavar="FOLDER", help="for the new data set: missing, or empty")
+    command.add_argument(
+        "--out", required=True, metavar="FOLDER",
+        help="for the new data set: missing, or empty; its images are hard links where possible: editing one in place "
+        "changes the original, too",
+    )  # fmt: skip
     command.add_argument(
         "--parts", required=True, nargs="+", type=part, metavar="NAME=SHARE", help="share of the objects; together 1"
     )
@@ -49,7 +53,7 @@ def add_data_commands(subparsers) -> None:
         help="images go to the same part if they have the same: name (up to its last number: paper_07.jpg -> paper), "
         "folder, or a key of the image's entry in the file, such as scene; image: each goes by itself",
     )  # fmt: skip
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="another one, another assignment")
+    command.add_argument("--seed", type=natural, default=0, metavar="N", help="of the random assignment")
 
     download = add("download", None, "get COCO, or shared weights", "download coco --root coco_2017").add_subparsers(
         metavar="WHAT", required=True
@@ -76,4 +80,4 @@ def add_data_commands(subparsers) -> None:
         "--images", type=natural, nargs="+", default=[160, 40], metavar="N", help="for train and val (default: 160 40)"
     )
     command.add_argument("--size", type=positive, default=320, metavar="PX", help="of the longer side")
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="another one, other images")
+    command.add_argument("--seed", type=natural, default=0, metavar="N", help="of the random images")

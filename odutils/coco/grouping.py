@@ -46,22 +46,22 @@ def assign(counts: np.ndarray, shares: Sequence[float], seed: int = 0) -> np.nda
     counts: (G, 2 + C) objects, images and objects of each class of each group, G ≥ P.   shares: of P parts.
     Returns (G,) indices of parts; each part has one group at least.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     wanted = np.array(shares)[:, None]  # (P, 1)
     amounts = counts / counts.sum(axis=0).clip(min=1)  # (G, 2 + C), shares of the whole
     weights = np.full(counts.shape[1], CLASSES_WEIGH / max(1, counts.shape[1] - 2))
     weights[:2] = 1, IMAGES_WEIGH
-    there = counts.sum(axis=0) > 0  # (2 + C,)
+    has_some = counts.sum(axis=0) > 0  # (2 + C,)
     possible = (counts > 0).sum(axis=0) >= len(shares)  # (2 + C,), could be in every part
     each_missing = MISSING_WEIGHS / max(1, len(shares) * possible[2:].sum())
 
     def cost(have: np.ndarray) -> float:
         """How far the parts (P, 2 + C) are from what is wanted."""
         missing = (have[:, possible] <= 1e-12).sum() * each_missing
-        return float((weights * there * (have - wanted) ** 2).sum() + missing + (have[:, 1] <= 1e-12).sum())
+        return float((weights * has_some * (have - wanted) ** 2).sum() + missing + (have[:, 1] <= 1e-12).sum())
 
     order = list(range(len(counts)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     order.sort(key=lambda group: -counts[group, 0])
     part_of = np.zeros(len(counts), int)
     have = np.zeros((len(shares), counts.shape[1]))
@@ -74,10 +74,10 @@ def assign(counts: np.ndarray, shares: Sequence[float], seed: int = 0) -> np.nda
         have[part_of[group]] += amounts[group]
     best = cost(have)
     for _ in range(ATTEMPTS):
-        one, other = chance.randrange(len(counts)), chance.randrange(len(counts))
+        one, other = rng.randrange(len(counts)), rng.randrange(len(counts))
         before = part_of[[one, other]].copy()
-        move = [chance.randrange(len(shares)), before[1]]
-        after = before[::-1] if chance.random() < 0.5 else move
+        move = [rng.randrange(len(shares)), before[1]]
+        after = before[::-1] if rng.random() < 0.5 else move
         changed = have.copy()
         for group, part, to in zip((one, other), before, after, strict=True):
             changed[part] -= amounts[group]

@@ -7,6 +7,7 @@ images go to one part.
 
 import json
 import os
+import posixpath
 import re
 import secrets
 import shutil
@@ -39,10 +40,10 @@ def split_dataset(
     """Write the images and annotations of root's `split` as the parts of a new data set `out`; returns what each got.
 
     shares: part -> its share of the objects; they add up to 1.   by: which images belong together, see `group_of`.
-    seed: another one, another assignment; the same one, the same.   Images are linked where the disk allows it, else
-    copied. `out` must be missing or empty, and appears when it is whole. Everything else in the file is kept.
-    Raises InputError for shares, keys or a data set that cannot be used, fewer groups than parts, and a place that
-    cannot be written to.
+    seed: the same seed gives the same assignment.   Images are linked where the disk allows it (editing one in place
+    changes the original, too), else copied. `out` must be missing or empty, and appears when it is whole. Everything
+    else in the file is kept.   Raises InputError for shares, keys or a data set that cannot be used, fewer groups than
+    parts, and a place that cannot be written to.
     """
     check_shares(shares)
     root, out = Path(root), Path(out)
@@ -52,6 +53,12 @@ def split_dataset(
     content = read_json(file)
     if fault := first_fault(content):
         raise InputError(f"{file}: {fault}; `python -m odutils check` lists all faults")
+    seen: set[str] = set()
+    for image in content["images"]:
+        name = posixpath.normpath(image["file_name"].replace("\\", "/"))
+        if name in seen:
+            raise InputError(f"{file}: two images are called {name!r}: they could come into two parts")
+        seen.add(name)
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     columns = {category_id: column for column, category_id in enumerate(names, start=2)}
     groups = [group_of(image, index, by, file) for index, image in enumerate(content["images"])]
@@ -83,8 +90,8 @@ def check_shares(shares: dict[str, float]) -> None:
         if not 0 < share < 1:
             raise InputError(f"part {name}={share:g}: its share must be between 0 and 1")
     if len(shares) < 2 or abs(sum(shares.values()) - 1) > 1e-3:
-        said = ", ".join(f"{name}={share:g}" for name, share in shares.items())
-        raise InputError(f"parts {said}: name two or more, whose shares add up to 1, not {sum(shares.values()):g}")
+        shown = ", ".join(f"{name}={share:g}" for name, share in shares.items())
+        raise InputError(f"parts {shown}: name two or more, whose shares add up to 1, not {sum(shares.values()):g}")
 
 
 def write_parts(folder: Path, out: Path, content: dict, parts: list[str], part_of: dict) -> None:
