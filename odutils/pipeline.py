@@ -55,6 +55,7 @@ LIT_IN = {  # notebook: its parts
     "06": ("decode", "nms", "detections"),
     "07": ("image", "detections"),
     "08": ("detections", "evaluation", "ground truth"),
+    "10": ("ground truth", "augmentation", "loss", "optimiser", "evaluation"),
 }
 
 

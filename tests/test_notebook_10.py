@@ -1,0 +1,25 @@
+"""Protects the controls of notebook 10: after the last cell, image and margin still redraw the box and its IoU."""
+
+import asyncio
+
+import pytest
+
+pytest.importorskip("nbclient")
+
+from test_notebooks import NOTEBOOKS, run_alone  # noqa: E402
+
+PATH = next(path for path in NOTEBOOKS if path.name.startswith("10"))
+MOVED = """
+choice, slider, window = rule_explorer.children
+assert choice.description == "image" and slider.description == "margin"
+views = [window.value]
+for control, value in ((slider, 0.02), (choice, 6), (slider, 0.2)):
+    control.value = value
+    views.append(window.value)
+assert all(view[:2] == b"\\xff\\xd8" for view in views)  # JPEG
+assert len(set(views)) == len(views)
+"""
+
+
+def test_the_slider_moves_after_the_last_cell(tmp_path):
+    asyncio.run(run_alone(PATH, tmp_path / "content", then=MOVED))
