@@ -91,7 +91,7 @@ def describe(weights: str | Path, before: Sequence[str], classes: Sequence[str])
     """What `take_over` did, for people."""
     shared, new = [c for c in classes if c in before], [c for c in classes if c not in before]
     if not new:
-        rows = f"all {len(shared)} classes taken over by name"
+        rows = f"all classes taken over by name ({len(shared)})"
     else:
         rows = f"{listed(shared) or 'none'} taken over by name, {len(new)} new: {listed(new)}"
     return f"weights of {weights}: all layers but the class output taken over; class output: {rows}"

@@ -124,7 +124,7 @@ def test_the_sentence_says_what_was_taken_over(trained):
         return make_detector(RECIPES[preset], classes, path)[1].removeprefix(start)
 
     assert sentence("vest", "dog", "person", "helmet") == "dog, person taken over by name, 2 new: vest, helmet"
-    assert sentence("cup", "dog", "person") == "all 3 classes taken over by name"
+    assert sentence("cup", "dog", "person") == "all classes taken over by name (3)"
     assert sentence(*CLASSES[40:47]) == "cup taken over by name, 6 new: wine glass, fork, knife, spoon, bowl, …"
     assert sentence("vest") == "none taken over by name, 1 new: vest"
     assert make_detector(RECIPES[preset], ("vest",))[1] == ""
