@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainings import run
 
 from odutils import files, training
-from odutils.__main__ import main
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.datasets import CocoDetections
 from odutils.drawing import write_image
@@ -63,14 +63,6 @@ def images(tmp_path, draw_image):
     for seed, path in enumerate(paths):
         write_image(path, draw_image(120 + 40 * seed, 160, seed))
     return paths
-
-
-def run(*arguments):
-    """The exit code of `python -m odutils …`, run in this process."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture

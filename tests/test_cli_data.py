@@ -8,18 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from trainings import make_quick
+from trainings import make_quick, run
 
-from odutils.__main__ import main
 from odutils.sample.make import make_sample
-
-
-def run(*arguments):
-    """The exit code of `python -m odutils …`, run in this process."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""What the tests of trainings share: small real ones, and the same with a network of a few hundred weights."""
+"""What the tests of trainings and of commands share: a command run in this process; small real trainings, and the same
+with a network of a few hundred weights."""
 
 import csv
 from pathlib import Path
@@ -21,6 +22,14 @@ from odutils.training import make_learner, train
 
 CLASSES = ("cat", "dog", "cup")
 SMALL = dict(size=64, batch_size=4, warm_up=2)
+
+
+def run(*arguments):
+    """The exit code of `python -m odutils …`, run in this process."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
 
 
 def small_training(sample, out, epochs=2, every=2, device="cpu", weights=None, **recipe):
