@@ -139,3 +139,17 @@ def test_a_folder_of_other_texts_is_no_folder_of_labels(export, tmp_path):
             (tmp_path / "texts" / "README.txt").write_text(more)
         with pytest.raises(InputError, match="texts: no label file in it belongs to an image in .*images"):
             read_yolo(tmp_path / "texts", images)
+
+
+def test_an_export_of_cvat(tmp_path, draw_image):
+    """Images and labels in one folder, the list of images beside it, class names in obj.names."""
+    folder = tmp_path / "obj_train_data"
+    folder.mkdir()
+    Image.fromarray(draw_image(100, 200)).save(folder / "a.jpg")
+    (folder / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "obj.names").write_text("person\nhard hat\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.jpg\n")
+    for place in (folder, tmp_path):
+        labels = read_yolo(place, ImageFolder(place), classes_file=tmp_path / "obj.names")
+        assert labels.classes == ["person", "hard hat"]
+        assert list(labels.objects.values()) == [[("hard hat", pytest.approx((75, 25, 125, 75)), False)]]
