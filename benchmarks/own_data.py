@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from odutils.bootstrap import Matches
+from odutils.bootstrap import Matches, drawn_weights, intervals
 from odutils.coco.splitting import split_dataset
 from odutils.datasets import CocoDetections
-from odutils.evaluation import predict
+from odutils.evaluation import predict, to_results
 from odutils.files import DATA, RUNS, replacing
 from odutils.inference import Predictor
 from odutils.recipe import Recipe
@@ -166,10 +166,9 @@ def shipped(part: str) -> list[dict]:
     """The shipped weights, which do not know the class: their detections of any class, taken for QR codes."""
     dataset, predictor = CocoDetections(HERE / "by_scene", part), Predictor.from_weights(WEIGHTS)
     results = []
-    for index, image_id in enumerate(dataset.ids):
-        boxes, _, scores = predictor(dataset.image(index), threshold=0.05)
-        for (x0, y0, x1, y1), score in zip(boxes.tolist(), scores.tolist(), strict=True):
-            results.append({"image_id": image_id, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
+    for index in range(len(dataset)):
+        found = predictor(dataset.image(index), threshold=0.05)
+        results += to_results(dataset, index, found._replace(labels=np.ones_like(found.labels)))
     return kept(results)
 
 
@@ -183,27 +182,23 @@ def score(runs: dict[str, list[dict]]) -> dict:
     report = {}
     for part in ("val", "test"):
         dataset = CocoDetections(HERE / "by_scene", part)
-        rng, images, drawn = np.random.default_rng(0), len(dataset), {}
-        weights = [np.ones(images)]
-        weights += [np.bincount(rng.integers(images, size=images), minlength=images) * 1.0 for _ in range(DRAWS)]
+        weights, drawn = [np.ones(len(dataset)), *drawn_weights(len(dataset), DRAWS)], {}
         for name, made in runs.items():
             if part == "test" or "folder" not in EXPERIMENTS.get(name, {}):
                 seeds = [Matches(dataset, one["detections"][part], dataset.ids) for one in made]
                 drawn[name] = np.array([[seed.score(w) for seed in seeds] for w in weights])  # (1 + draws, seeds, 2)
         first, report[part] = next(iter(drawn)), {}
         for name, values in drawn.items():
-            means = values.mean(axis=1)  # (D, 2)
-            row = {key: interval(means[:, place]) for place, key in enumerate(("AP", "AP50"))}
-            row["seeds"] = [round(float(ap), 4) for ap in values[0, :, 0]]
+            made = intervals(np.stack([values.mean(axis=1), drawn[first].mean(axis=1)], axis=1))  # of both, then of -
+            row = {"AP": rounded(made["AP"][0]), "AP50": rounded(made["AP50"][0]), "seeds": rounded(values[0, :, 0])}
             if name != first:
-                row["difference"] = interval(means[:, 0] - drawn[first].mean(axis=1)[:, 0])
+                row["difference"] = rounded(made["AP"][2])
             report[part][name] = row
     return report
 
 
-def interval(draws: np.ndarray) -> list[float]:
-    """[value of the images as they are, half the width of its 95 % interval]; the first of `draws` is that value."""
-    return [round(float(draws[0]), 4), round(float(1.96 * draws[1:].std()), 4)]
+def rounded(values) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 def own_validation(runs: list[dict]) -> list[float]:

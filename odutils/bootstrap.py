@@ -4,6 +4,8 @@ Images are drawn with repetition, as many as there are, and both detectors are s
 pairs, because an image that is hard for one is mostly hard for the other).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from odutils.coco.reading import ids_by_source
@@ -72,14 +74,20 @@ def measure(
     report = {}
     with bar(total=draws * len(ids_of), unit="draws", show=progress) as shown:
         for source, ids in ids_of.items():
-            matches, rng = [Matches(dataset, results, ids) for results in results_of], np.random.default_rng(seed)
+            matches = [Matches(dataset, results, ids) for results in results_of]
             scores = [[m.score(np.ones(len(ids))) for m in matches]]  # of the images as they are, then of the draws
-            for _ in range(draws):
-                weights = np.bincount(rng.integers(len(ids), size=len(ids)), minlength=len(ids)).astype(float)
+            for weights in drawn_weights(len(ids), draws, seed):
                 scores.append([m.score(weights) for m in matches])
                 shown.update()
             report[source] = intervals(np.array(scores))
     return report
+
+
+def drawn_weights(images: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each image comes in a draw (images,), for each of the draws."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
 
 
 def intervals(scores: np.ndarray) -> dict[str, list]:

@@ -85,6 +85,22 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a path beside `folder`; what the block puts there becomes `folder` only when the block ends well.
+
+    folder: resolved, so that a link is followed, not replaced; by the end of the block it must not exist.
+    Nothing is left of the temporary folder when the block fails. Raises InputError when the place cannot be written to.
+    """
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        with writing(folder):
+            yield temporary
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Keep other processes out of `folder` while the block runs; the folder is made if it is missing.
 

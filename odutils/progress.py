@@ -4,6 +4,8 @@ import sys
 import warnings
 from collections.abc import Iterable
 
+MANY = 500  # files from which on a bar is worth its line, where each takes a moment only
+
 
 def bar(items: Iterable | None = None, total: int | None = None, unit: str = "items", show: bool = True):
     """tqdm's bar over `items`, or one to be moved by `update(n)`: iterate over it, or use it in a `with` block.

@@ -1,8 +1,6 @@
 """Protects notebook 02's controls: they must still work after the notebook's last cell, and show what they count."""
 
-import asyncio
-
-from test_notebooks import NOTEBOOKS, run_alone
+from test_notebooks import run_to_the_end
 
 MOVE = """
 choice, threshold, count, view = explorer.children
@@ -25,5 +23,4 @@ assert len(shown) == len(choice.options)
 
 
 def test_both_controls_redraw_after_the_last_cell(tmp_path):
-    path = next(path for path in NOTEBOOKS if path.name.startswith("02"))
-    asyncio.run(run_alone(path, tmp_path / "content", then=MOVE))
+    run_to_the_end("02", tmp_path, MOVE)

@@ -1,14 +1,11 @@
 """Protects the controls of notebook 04: they still redraw after the last cell has run, whatever names cells rebind."""
 
-import asyncio
-
 import pytest
 
 pytest.importorskip("nbclient")
 
-from test_notebooks import NOTEBOOKS, run_alone  # noqa: E402
+from test_notebooks import run_to_the_end  # noqa: E402
 
-PATH = next(path for path in NOTEBOOKS if path.name.startswith("04"))
 MOVE_EVERYTHING = """
 slider, view = gamma_panel.children
 before = bytes(view.value)
@@ -27,4 +24,4 @@ for slider in sliders.children:
 
 
 def test_the_sliders_redraw_after_the_last_cell(tmp_path):
-    asyncio.run(run_alone(PATH, tmp_path / "content", then=MOVE_EVERYTHING))
+    run_to_the_end("04", tmp_path, MOVE_EVERYTHING)

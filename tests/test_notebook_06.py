@@ -3,13 +3,12 @@
 The notebook runs once. A last cell then moves every control and tries every wrong input; it prints what it saw.
 """
 
-import asyncio
 import json
 
 import pytest
-from test_notebooks import NOTEBOOKS, code_cells, run_alone, source
+from test_notebooks import code_cells, run_to_the_end, source, with_number
 
-PATH = next(path for path in NOTEBOOKS if path.name.startswith("06"))
+PATH = with_number("06")
 LAST = r"""
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -72,7 +71,7 @@ def cell_with(text: str) -> str:
 def seen(tmp_path_factory):
     cells = {"MINE_CELL": 'MINE = ""', "CAMERA_CELL": "CAMERA = False", "ARTICLE_CELL": 'ARTICLE = ""'}
     given = "".join(f"{name} = {cell_with(text)!r}\n" for name, text in cells.items())
-    *_, last = asyncio.run(run_alone(PATH, tmp_path_factory.mktemp("06") / "content", then=given + LAST))
+    *_, last = run_to_the_end("06", tmp_path_factory.mktemp("06"), given + LAST)
     printed = "".join(output.get("text", "") for output in last.outputs)
     return json.loads(printed.split("SEEN", 1)[1])
 

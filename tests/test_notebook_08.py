@@ -1,8 +1,6 @@
 """Protects notebook 08's threshold slider: after the last cell it still moves the point and redraws the boxes."""
 
-import asyncio
-
-from test_notebooks import NOTEBOOKS, run_alone
+from test_notebooks import run_to_the_end
 
 MOVED = """
 choice, slider, window = explorer.children
@@ -17,5 +15,4 @@ assert len(set(views)) == len(views)
 
 
 def test_the_slider_moves_after_the_last_cell(tmp_path):
-    path = next(path for path in NOTEBOOKS if path.name.startswith("08"))
-    asyncio.run(run_alone(path, tmp_path / "content", then=MOVED))
+    run_to_the_end("08", tmp_path, MOVED)

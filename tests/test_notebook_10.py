@@ -1,14 +1,11 @@
 """Protects the controls of notebook 10: after the last cell, image and margin still redraw the box and its IoU."""
 
-import asyncio
-
 import pytest
 
 pytest.importorskip("nbclient")
 
-from test_notebooks import NOTEBOOKS, run_alone  # noqa: E402
+from test_notebooks import run_to_the_end  # noqa: E402
 
-PATH = next(path for path in NOTEBOOKS if path.name.startswith("10"))
 MOVED = """
 choice, slider, window = rule_explorer.children
 assert choice.description == "image" and slider.description == "margin"
@@ -22,4 +19,4 @@ assert len(set(views)) == len(views)
 
 
 def test_the_slider_moves_after_the_last_cell(tmp_path):
-    asyncio.run(run_alone(PATH, tmp_path / "content", then=MOVED))
+    run_to_the_end("10", tmp_path, MOVED)

@@ -197,6 +197,15 @@ async def run_alone(
     return notebook.cells
 
 
+def run_to_the_end(number: str, folder, then: str) -> list:
+    """Run notebook `number` as `run_alone` does, in a new folder below `folder`, with the cell `then` as its last."""
+    return asyncio.run(run_alone(with_number(number), folder / "content", then=then))
+
+
+def with_number(number: str):
+    return next(path for path in NOTEBOOKS if path.name.startswith(number))
+
+
 def numbers(cells: list) -> list[str]:
     """What each cell printed, without the lines that tell times, speeds or memory."""
     printed = []

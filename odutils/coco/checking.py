@@ -17,9 +17,7 @@ from odutils.coco.results import printable
 from odutils.coco.rules import HINTS, RULES, fault_of_box, fault_of_part, faults_of_entry, faults_of_sources
 from odutils.errors import InputError
 from odutils.images import upright_size
-from odutils.progress import bar
-
-MANY = 500  # images from which on a progress bar is worth its line
+from odutils.progress import MANY, bar
 
 
 class Problem(NamedTuple):

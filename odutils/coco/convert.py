@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from odutils.coco.label_studio import read_label_studio
-from odutils.coco.labels import MANY, ImageFolder, Labels
+from odutils.coco.labels import ImageFolder, Labels
 from odutils.coco.rules import fault_of_box, is_below_a_pixel
 from odutils.coco.voc import read_voc
 from odutils.coco.yolo import read_yolo
 from odutils.errors import InputError
 from odutils.files import replacing
-from odutils.progress import bar
+from odutils.progress import MANY, bar
 
 READERS = {"yolo": read_yolo, "voc": read_voc, "label-studio": read_label_studio}
 DECIMALS = 3  # of a pixel

@@ -11,9 +11,8 @@ from typing import NamedTuple, TypeVar
 from odutils.ahead import map_ahead
 from odutils.errors import InputError, UnreadableError, plain_text, plural
 from odutils.images import look_into, upright_size
-from odutils.progress import bar
+from odutils.progress import MANY, bar
 
-MANY = 500  # files from which on a progress bar is worth its line
 T = TypeVar("T")
 
 

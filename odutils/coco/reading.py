@@ -70,6 +70,14 @@ def image_path(folder: Path, file_name: str) -> Path:
     return path
 
 
+def read_faultless(path: Path) -> dict:
+    """A COCO file's content. Raises InputError with the first fault that would make training or evaluation wrong."""
+    content = read_json(path)
+    if fault := first_fault(content):
+        raise InputError(f"{path}: {fault}; `python -m odutils check` lists all faults")
+    return content
+
+
 def read_dataset(path: Path):
     """A COCO file as pycocotools' COCO, with class names as text, and `area`, `iscrowd` and `difficult` everywhere.
 
@@ -80,9 +88,7 @@ def read_dataset(path: Path):
     """
     from pycocotools.coco import COCO
 
-    content = read_json(path)
-    if fault := first_fault(content):
-        raise InputError(f"{path}: {fault}; `python -m odutils check` lists all faults")
+    content = read_faultless(path)
     for category in content["categories"]:
         category["name"] = str(category["name"])
     annotations = content["annotations"]

@@ -9,7 +9,6 @@ import json
 import os
 import posixpath
 import re
-import secrets
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,12 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from odutils.coco.grouping import assign, group_of
-from odutils.coco.reading import annotation_file, first_fault, image_path, read_json
+from odutils.coco.reading import annotation_file, image_path, read_faultless
 from odutils.errors import InputError, plural
-from odutils.files import writing
-from odutils.progress import bar
-
-MANY = 500  # images from which on a progress bar is worth its line
+from odutils.files import whole_folder
+from odutils.progress import MANY, bar
 
 
 class Part(NamedTuple):
@@ -50,9 +47,7 @@ def split_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is not empty: choose another folder")
     file = annotation_file(root, split)
-    content = read_json(file)
-    if fault := first_fault(content):
-        raise InputError(f"{file}: {fault}; `python -m odutils check` lists all faults")
+    content = read_faultless(file)
     seen: set[str] = set()
     for image in content["images"]:
         name = posixpath.normpath(image["file_name"].replace("\\", "/"))
@@ -97,25 +92,20 @@ def check_shares(shares: dict[str, float]) -> None:
 def write_parts(folder: Path, out: Path, content: dict, parts: list[str], part_of: dict) -> None:
     """Write the parts into `out`, which appears when it is whole.   part_of: image id -> index of its part."""
     out = out.resolve()  # a link is followed, not replaced
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        with writing(out):
-            (temporary / "annotations").mkdir(parents=True)
-            for image in bar(content["images"], unit="images", show=len(content["images"]) >= MANY):
-                name = PurePosixPath(image["file_name"].replace("\\", "/"))
-                if name.is_absolute() or ".." in name.parts:
-                    raise InputError(f"{folder}: the image {image['file_name']!r} lies outside")
-                link_or_copy(image_path(folder, image["file_name"]), temporary / parts[part_of[image["id"]]] / name)
-            for index, part in enumerate(parts):
-                of_part = {"images": [one for one in content["images"] if part_of[one["id"]] == index]}
-                of_part["annotations"] = [one for one in content["annotations"] if part_of[one["image_id"]] == index]
-                text = json.dumps(content | of_part)
-                (temporary / "annotations" / f"instances_{part}.json").write_text(text)
-            if out.exists():
-                out.rmdir()  # empty, as was seen before
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out) as temporary:
+        (temporary / "annotations").mkdir(parents=True)
+        for image in bar(content["images"], unit="images", show=len(content["images"]) >= MANY):
+            name = PurePosixPath(image["file_name"].replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts:
+                raise InputError(f"{folder}: the image {image['file_name']!r} lies outside")
+            link_or_copy(image_path(folder, image["file_name"]), temporary / parts[part_of[image["id"]]] / name)
+        for index, part in enumerate(parts):
+            of_part = {"images": [one for one in content["images"] if part_of[one["id"]] == index]}
+            of_part["annotations"] = [one for one in content["annotations"] if part_of[one["image_id"]] == index]
+            text = json.dumps(content | of_part)
+            (temporary / "annotations" / f"instances_{part}.json").write_text(text)
+        if out.exists():
+            out.rmdir()  # empty, as was seen before
 
 
 def link_or_copy(source: Path, target: Path) -> None:

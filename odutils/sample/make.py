@@ -5,7 +5,6 @@ It needs no download and takes seconds; the same seed draws the same bytes (with
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.random import default_rng
 
 from odutils.classes import CATEGORY_IDS, CLASSES
 from odutils.errors import InputError
-from odutils.files import writing
+from odutils.files import whole_folder
 from odutils.sample.scenes import Scene, draw_scene, load_sprites
 
 DESCRIPTION = "odutils sample"  # in every annotation file: what may be replaced by another sample
@@ -52,18 +51,13 @@ def make_sample(
     if found == info:
         return Path(root)
     sprites = load_sprites()
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        with writing(folder):
-            for chapter, (split, count) in enumerate(zip(("train", "val"), counts, strict=True)):
-                if count:
-                    rngs = (default_rng([seed, chapter, index]) for index in range(count))
-                    _write_split(temporary, split, info, (draw_scene(rng, sprites, size, objects) for rng in rngs))
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder) as temporary:
+        for chapter, (split, count) in enumerate(zip(("train", "val"), counts, strict=True)):
+            if count:
+                rngs = (default_rng([seed, chapter, index]) for index in range(count))
+                _write_split(temporary, split, info, (draw_scene(rng, sprites, size, objects) for rng in rngs))
+        if folder.exists():
+            shutil.rmtree(folder)
     return Path(root)
 
 
