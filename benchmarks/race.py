@@ -6,8 +6,9 @@
     python benchmarks/race.py --data FOLDER --minutes 6 pyramid --seed 1    # by CPU time, another seed
 
 FOLDER is in COCO's layout, with the splits train and dev. Every entrant runs in a process of its own, on one thread;
-one that was interrupted goes on from its checkpoint, one that has a result is skipped. `race_table.py` makes the tables
-and the plot. An epoch is 9,880 images for everyone, however many FOLDER holds.
+one that was interrupted goes on from its checkpoint, one that has a result is skipped. Its detections stay in runs/race,
+for paired intervals. `race_table.py` makes the tables and the plot. An epoch is 9,880 images for everyone, however many
+FOLDER holds.
 """
 
 import argparse
@@ -64,6 +65,7 @@ def race(name: str, course: Course, folder: Path, valid_split: str) -> dict:
     results = predict(run.predictor, dataset)
     predicting = time.process_time() - started
     budget = next(callback for callback in run.learn.cbs if isinstance(callback, Budget))
+    (folder / f"{checkpoint.stem}_detections.json").write_text(json.dumps(results))
     checkpoint.unlink(missing_ok=True)
     return {
         "entrant": name,

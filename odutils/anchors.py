@@ -5,23 +5,17 @@ object's box differs from the anchor. Boxes are xyxy in 0…1 of the network's i
 fine to coarse, row by row: in the order of the predictions that the heads of `model.py` make. A anchors, L levels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from odutils.points import PYRAMID_STRIDES, PointGrid, cell_centres, decode_sides, encode_sides, once, point_grid
+
 ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
-PYRAMID_STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells
 PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS: 8, for input four times as large)
-
-
-def once(compute: Callable) -> cached_property:
-    """A property that is computed once; if that happens in inference mode, training can still use the tensor."""
-    return cached_property(torch.inference_mode(False)(compute))
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,13 @@ class AnchorGrid:
         """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
-        origin, direction = self.sides_frame
-        return torch.addcmul(origin, F.softplus(codes), direction)
+        return decode_sides(codes, self.centres, self.steps)
 
     def encode(self, boxes: Tensor) -> Tensor:
         """Boxes (…, A, 4), one per anchor -> the codes that decode to them, or to the nearest boxes within reach."""
         if self.coding == "tanh":
             return encode_tanh(boxes, self.boxes)
-        return encode_sides(boxes, self.boxes, self.steps)
+        return encode_sides(boxes, self.centres, self.steps)
 
     @once
     def centres(self) -> Tensor:
@@ -84,10 +77,8 @@ class AnchorGrid:
         """(2, A) centres in units of `finest_step`, so that distances are those on the image."""
         return (self.centres / self.finest_step).T.contiguous()
 
-    @once
-    def sides_frame(self) -> tuple[Tensor, Tensor]:
-        """See the function of that name."""
-        return sides_frame(self.boxes, self.steps)
+
+Grid = AnchorGrid | PointGrid  # what a detector's predictions belong to
 
 
 def decode_tanh(codes: Tensor, anchors: Tensor) -> Tensor:
@@ -104,26 +95,6 @@ def encode_tanh(boxes: Tensor, anchors: Tensor, limit: float = 0.999) -> Tensor:
     box_centre, box_size = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)  # (…, A, 2) each
     ratio = torch.cat([(box_centre - centre) / size, box_size / size - 1], dim=-1) * 2  # (…, A, 4)
     return ratio.clamp(-limit, limit).atanh()
-
-
-def decode_sides(codes: Tensor, anchors: Tensor, steps: Tensor) -> Tensor:
-    """Distances from the anchor's centre to the box's four sides, in cells, after softplus: always a box, any size."""
-    origin, direction = sides_frame(anchors, steps)
-    return origin + F.softplus(codes) * direction  # (…, A, 4)
-
-
-def sides_frame(anchors: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the four distances begin, at the anchor's centre, and what one cell of distance adds: (A, 4) each."""
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
-    return torch.cat([centre, centre], dim=-1), torch.cat([-steps, steps], dim=-1)
-
-
-def encode_sides(boxes: Tensor, anchors: Tensor, steps: Tensor, smallest: float = 1e-3) -> Tensor:
-    """Inverse of `decode_sides`; a side on the wrong side of the centre becomes `smallest` cells."""
-    centre = (anchors[..., :2] + anchors[..., 2:]) / 2  # (A, 2)
-    distance = torch.cat([(centre - boxes[..., :2]) / steps, (boxes[..., 2:] - centre) / steps], dim=-1)  # (…, A, 4)
-    distance = distance.clamp(min=smallest)
-    return distance + torch.log(-torch.expm1(-distance))  # the inverse of softplus, stable for large distances
 
 
 def shapes_of_a_cell() -> Tensor:
@@ -162,13 +133,10 @@ def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) 
 @lru_cache
 @torch.inference_mode(False)  # a cached grid may be needed for training, too
 def pyramid_grid(height: int, width: int) -> AnchorGrid:
-    """One square anchor per cell, its side five strides, at strides 8, 16, 32 and 64 of a height × width px input."""
-    boxes, steps = [], []
+    """One square anchor around every point of `points.point_grid`, its side five strides."""
+    size, boxes = torch.tensor([width, height] * 2), []
     for stride in PYRAMID_STRIDES:
-        rows, columns = -(-height // stride), -(-width // stride)
-        y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-        centre = torch.stack([x, y], dim=-1).view(-1, 2) * stride  # (rows × columns, 2)
-        half = PYRAMID_ANCHOR * stride / 2
-        boxes.append(torch.cat([centre - half, centre + half], dim=-1) / torch.tensor([width, height] * 2))
-        steps.append((stride / torch.tensor([width, height])).expand(len(centre), 2))
-    return AnchorGrid(torch.cat(boxes), torch.cat(steps), tuple(len(level) for level in boxes), "sides")
+        centre, half = cell_centres(height, width, stride), PYRAMID_ANCHOR * stride / 2
+        boxes.append(torch.cat([centre - half, centre + half], dim=-1) / size)  # (rows × columns, 4)
+    points = point_grid(height, width)
+    return AnchorGrid(torch.cat(boxes), points.steps, points.counts, "sides")

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from odutils.ahead import map_ahead
-from odutils.anchors import AnchorGrid
+from odutils.anchors import Grid
 from odutils.coco.reading import ids_by_source
 from odutils.datasets import CocoDetections
 from odutils.errors import InputError
@@ -69,9 +69,7 @@ def predict(
     return results
 
 
-def results_of_batch(
-    dataset: CocoDetections, first: int, predictions: tuple[Tensor, Tensor], grid: AnchorGrid
-) -> list[dict]:
+def results_of_batch(dataset: CocoDetections, first: int, predictions: tuple[Tensor, Tensor], grid: Grid) -> list[dict]:
     """COCO results of a batch that the data set itself made, its images numbered from `first`.
 
     predictions: class_logits (N, A, C) and box_codes (N, A, 4). The images' sizes are those of their files, not those

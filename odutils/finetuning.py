@@ -45,7 +45,7 @@ def take_over(detector: Detector, weights: str | Path) -> str:
     """
     tensors, before = read(weights)
     preset, classes = detector.settings.preset, detector.settings.classes
-    if before.preset != preset:
+    if before.preset != preset and "article" in (before.preset, preset):  # the others share one network
         raise InputError(f"{weights}: weights of the preset {before.preset!r} cannot begin a training of {preset!r}")
     for name, fresh in detector.state_dict().items():
         if name.startswith(CLASS_OUTPUT) and name in tensors:

@@ -6,16 +6,17 @@ N images, M objects, A anchors, C classes.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odutils.anchors import AnchorGrid
+from odutils.anchors import Grid
 from odutils.iou import paired_iou
-from odutils.matching import IGNORED, match_atss, match_iou
+from odutils.matching import IGNORED, match_atss, match_iou, match_points
+from odutils.points import PointGrid
 
 
 class FocalLoss(torch.autograd.Function):
@@ -97,27 +98,30 @@ class DetectionLoss(nn.Module):
     not label (`known`) count at positive anchors only: these have a class, so they are known to have no other.
     kind "article": focal loss summed over all known classes and divided by C, + the mean absolute error of each image's
     matched boxes, summed over images.
-    matcher: the label assignment; by default `match_atss` for "quality" and `match_iou` for "article".
+    matcher: the label assignment; by default `match_points` for a grid of points, and for one of anchors `match_atss`
+    with "quality" and `match_iou` with "article".
 
     `loss.to(device)` moves the grid. After a call, `parts` (2,) holds the class and the box loss, detached. Where
     several processes share a batch, `reduce_total` adds up their sums of targets (scalars), see `processes.Share`.
     """
 
-    def __init__(self, grid: AnchorGrid, kind: str = "quality", matcher: Callable | None = None):
+    def __init__(self, grid: Grid, kind: str = "quality", matcher: Callable | None = None):
         super().__init__()
         self.kind = kind
-        self.matcher = matcher or (match_atss if kind == "quality" else match_iou)
+        usual = match_points if isinstance(grid, PointGrid) else match_atss if kind == "quality" else match_iou
+        self.matcher = matcher or usual
         self.reduce_total: Callable[[Tensor], Tensor] = lambda total: total
         self.parts = torch.zeros(2)
         self.built_grid = grid
-        self.register_buffer("anchors", grid.boxes, persistent=False)  # (A, 4)
-        self.register_buffer("steps", grid.steps, persistent=False)  # (A, 2)
+        for field in fields(grid):
+            if isinstance(tensor := getattr(grid, field.name), Tensor):
+                self.register_buffer(field.name, tensor, persistent=False)  # (A, …)
 
     @property
-    def grid(self) -> AnchorGrid:
-        """The anchors, on the loss's device."""
-        if self.built_grid.boxes is not self.anchors:  # the buffers have been moved
-            self.built_grid = replace(self.built_grid, boxes=self.anchors, steps=self.steps)
+    def grid(self) -> Grid:
+        """The anchors or points, on the loss's device."""
+        if self.built_grid.steps is not self.steps:  # the buffers have been moved
+            self.built_grid = replace(self.built_grid, **dict(self.named_buffers()))
         return self.built_grid
 
     def forward(self, predictions: tuple[Tensor, Tensor], boxes: Tensor, labels: Tensor, known: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Label assignment: which anchor should detect which ground-truth box.
+"""Label assignment: which anchor, or which point, should detect which ground-truth box.
 
-A detector makes one prediction per anchor. Training has to say which anchors are positives (and of which object), which
-are negatives, and which are ignored: matches (N, A) hold the index of an object, BACKGROUND or IGNORED. Boxes are xyxy,
-0…1 (see anchors.py). N images, M objects (zero-padded), A anchors, K candidates.
+A detector makes one prediction per anchor or point. Training has to say which of them are positives (and of which
+object), which are negatives, and which are ignored: matches (N, A) hold the index of an object, BACKGROUND or IGNORED.
+Boxes are xyxy, 0…1 (see anchors.py, points.py). N images, M objects (zero-padded), A anchors or points, K candidates.
 """
 
 import torch
@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odutils.anchors import AnchorGrid
+from odutils.points import PointGrid
 
 BACKGROUND = -1  # a negative: the anchor is assigned to no object
 IGNORED = -2  # neither positive nor negative: it lies in a crowd or on a difficult object
+MOST_CELLS = 6  # that an object of a level is long, in `match_points`: 48 px at stride 8 (FCOS: 16, input of 800 px)
+RADIUS = 1.5  # of the square around an object's centre whose points are positives, in cells (FCOS's centre sampling)
 
 
 def pairwise_iou(grid: AnchorGrid, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,3 +96,37 @@ def match_atss(grid: AnchorGrid, boxes: Tensor, labels: Tensor, nearest: int = 9
     positive = positive.scatter_(2, best, True) & (labels > 0)[..., None]
     score = torch.zeros_like(iou).scatter_(2, candidates, candidate_iou * positive)  # (N, M, A)
     return assign(score, intersection, grid, labels, cover)
+
+
+def match_points(grid: PointGrid, boxes: Tensor, labels: Tensor, radius: float = RADIUS) -> Tensor:
+    """Assign points to objects by size and place, as FCOS does (Tian et al. 2019, section 3.2), without any anchor.
+
+    Each object belongs to one level: the finest in whose cells its longer side measures at most MOST_CELLS, or else the
+    coarsest. (FCOS decides this for each point by the distance to the farthest side; decided once for an object, no
+    object falls between two levels.) Its positives are the level's points inside the object that are at most `radius`
+    cells from its centre in x and y, or, where there is none, the nearest one. Of several objects the smallest gets the
+    point. Negatives in an ignored object are ignored.
+
+    grid: A points.   boxes: (N, M, 4) xyxy.   labels: (N, M), 0 = padding, -1 = ignore.
+    Returns (N, A) int64: index of the object in 0…M-1, BACKGROUND or IGNORED.
+    """
+    if not boxes.shape[1]:
+        return torch.full((len(boxes), len(grid)), BACKGROUND, device=boxes.device)
+    left, top, right, bottom = boxes[..., None].unbind(dim=2)  # (N, M, 1) each
+    x, y, step_x, step_y = torch.cat([grid.centres, grid.steps], dim=1).T.contiguous()  # (A,) each
+    inside = (x > left) & (x < right) & (y > top) & (y < bottom)  # (N, M, A)
+    width, height = right - left, bottom - top  # (N, M, 1) each
+    cells = torch.maximum(width / grid.level_steps[:, 0], height / grid.level_steps[:, 1])  # (N, M, L)
+    level = (cells > MOST_CELLS).sum(dim=-1, keepdim=True).clamp(max=len(grid.counts) - 1)  # (N, M, 1)
+    across = (x - (left + right) / 2).abs_().div_(step_x)  # (N, M, A) in cells of the point's level
+    down = (y - (top + bottom) / 2).abs_().div_(step_y)
+    distance = torch.maximum(across, down, out=across).masked_fill_(grid.levels != level, torch.inf)
+    positive = inside & (distance <= radius)
+    nearest = distance.argmin(dim=-1, keepdim=True)  # (N, M, 1)
+    lonely = ~positive.any(dim=-1, keepdim=True)  # (N, M, 1)
+    positive.scatter_(2, nearest, positive.gather(2, nearest) | lonely)
+    positive &= (labels > 0)[..., None]
+    area, matches = torch.where(positive, width * height, torch.inf).min(dim=1)  # (N, A) each
+    negative = area == torch.inf
+    ignored = (inside & (labels == -1)[..., None]).any(dim=1)  # (N, A)
+    return matches.masked_fill_(negative, BACKGROUND).masked_fill_(negative & ignored, IGNORED)

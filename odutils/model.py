@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odutils.anchors import PYRAMID_STRIDES, AnchorGrid
+from odutils.anchors import Grid
 from odutils.errors import InputError
 from odutils.imagenet import imagenet_lite
+from odutils.points import PYRAMID_STRIDES
 from odutils.settings import Settings
 
 PRIOR = 0.01  # probability that an untrained anchor gives to each class (Lin et al. 2017, focal loss, section 3.3)
 SHAPES = 45  # anchors of different shape in each cell of the preset `article`
-GridOf = Callable[[int, int], AnchorGrid]  # height and width of the input -> its anchors
+GridOf = Callable[[int, int], Grid]  # height and width of the input -> its anchors or points
 
 
 class Detector(nn.Module):
-    """Backbone, head and anchors in one: the only model class.
+    """Backbone, head and anchors (or points) in one: the only model class.
 
-    grid: gives the anchors of an input of any height and width.
+    grid: gives the anchors or points of an input of any height and width.
     mean, std: three numbers each, in 0…255; they become buffers, so a weights file carries its own preprocessing.
     """
 
@@ -42,8 +43,8 @@ class Detector(nn.Module):
         pixels = (images.float() - self.mean) / self.std
         return self.head(self.backbone(pixels.contiguous(memory_format=torch.channels_last)))
 
-    def grid(self, height: int, width: int) -> AnchorGrid:
-        """The anchors of an input of height × width px, on the detector's device."""
+    def grid(self, height: int, width: int) -> Grid:
+        """The anchors or points of an input of height × width px, on the detector's device."""
         return self.grid_of(height, width).to(self.mean.device)
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from odutils import __version__
-from odutils.anchors import PYRAMID_STRIDES, decode_sides
 from odutils.errors import InputError
 from odutils.files import replacing
 from odutils.images import GREY, MULTIPLE
 from odutils.model import Detector
+from odutils.points import PYRAMID_STRIDES, decode_sides
 from odutils.selection import ANY_CLASS_IOU, SAME_CLASS_IOU
 
 OPSET = 17  # of 2022: every runtime of today reads it
@@ -42,7 +42,7 @@ class Decoding(nn.Module):
 
 
 def cells(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Centres (A, 4) xyxy without extent and steps (A, 2) of `anchors.pyramid_grid`, in operations that ONNX records.
+    """Centres and steps, (A, 2) each, of `points.point_grid`, in operations that ONNX records.
 
     That one makes tensors of Python numbers: a file traced with them would know one height and width only.
     """
@@ -51,7 +51,7 @@ def cells(height: int, width: int) -> tuple[Tensor, Tensor]:
         step_x, step_y = stride / torch.as_tensor(width), stride / torch.as_tensor(height)
         x, y = torch.arange(width // stride) + 0.5, torch.arange(height // stride) + 0.5
         y, x = torch.meshgrid(y * step_y, x * step_x, indexing="ij")
-        centres.append(torch.stack([x, y, x, y], dim=-1).view(-1, 4))  # (rows × columns, 4)
+        centres.append(torch.stack([x, y], dim=-1).view(-1, 2))  # (rows × columns, 2)
         steps.append(torch.stack([torch.ones_like(x) * step_x, torch.ones_like(y) * step_y], dim=-1).view(-1, 2))
     return torch.cat(centres), torch.cat(steps)
 

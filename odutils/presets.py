@@ -1,4 +1,4 @@
-"""The two presets, and detectors to and from a file. To have a third preset, add a function to PRESETS."""
+"""The presets, and detectors to and from a file. To have another preset, add a function to PRESETS."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
 from odutils.model import ArticleHead, Detector, LiteBackbone, PyramidHead, resnet34_backbone
+from odutils.points import point_grid
 from odutils.settings import Settings
 from odutils.weights import load_weights, save_weights
 
@@ -44,7 +45,15 @@ def pyramid(classes: tuple[str, ...], pretrained: bool) -> Detector:
     return detector.to(memory_format=torch.channels_last)  # twice as fast on the CPU
 
 
-PRESETS = {"article": article, "pyramid": pyramid}
+def points(classes: tuple[str, ...], pretrained: bool) -> Detector:
+    """The network of `pyramid`, trained without anchors: one point a cell, see `matching.match_points`."""
+    detector = pyramid(classes, pretrained)
+    detector.grid_of = point_grid
+    detector.settings = detector.settings._replace(preset="points")
+    return detector
+
+
+PRESETS = {"article": article, "pyramid": pyramid, "points": points}
 
 
 def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretrained: bool = False) -> Detector:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from odutils.anchors import AnchorGrid
+from odutils.anchors import Grid
 
 SAME_CLASS_IOU = 0.5  # two boxes of one class that overlap by more are one object; chosen on `dev` (0.6: more doubles)
 ANY_CLASS_IOU = 0.7  # shown to people, two boxes of different classes that overlap by more are one object, too
@@ -19,7 +19,7 @@ EVALUATED = 0.01  # what evaluation keeps: average precision wants the whole cur
 def select(
     logits: Tensor,
     codes: Tensor,
-    grid: AnchorGrid,
+    grid: Grid,
     threshold: float = 0.35,
     iou_threshold: float = SAME_CLASS_IOU,
     class_agnostic: bool = True,
@@ -49,7 +49,7 @@ def select(
     return boxes[kept], column[kept] + 1, values[kept].sigmoid()
 
 
-def select_batch(logits: Tensor, codes: Tensor, grid: AnchorGrid, **options) -> list[tuple[Tensor, Tensor, Tensor]]:
+def select_batch(logits: Tensor, codes: Tensor, grid: Grid, **options) -> list[tuple[Tensor, Tensor, Tensor]]:
     """What `select` returns for each of N images, on the CPU.   logits: (N, A, C).   codes: (N, A, 4).
 
     On a CUDA GPU all images go together, because each step waits for the device. On the CPU they go one by one, because
@@ -64,7 +64,7 @@ def select_batch(logits: Tensor, codes: Tensor, grid: AnchorGrid, **options) -> 
 def select_together(
     logits: Tensor,
     codes: Tensor,
-    grid: AnchorGrid,
+    grid: Grid,
     threshold: float = 0.35,
     iou_threshold: float = SAME_CLASS_IOU,
     class_agnostic: bool = True,

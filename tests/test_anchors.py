@@ -205,11 +205,11 @@ def test_tanh_cannot_move_by_more_than_half_an_anchor_nor_shrink_below_half_of_i
 def test_inverse_softplus_is_stable_for_short_and_long_distances():
     distance = torch.logspace(-3, 4, 200)  # in cells
     zeros = torch.zeros_like(distance)
-    anchors, steps = torch.zeros(200, 4), torch.ones(200, 2)
-    code = encode_sides(torch.stack([-distance, -distance, distance, distance], 1), anchors, steps)
+    centres, steps = torch.zeros(200, 2), torch.ones(200, 2)
+    code = encode_sides(torch.stack([-distance, -distance, distance, distance], 1), centres, steps)
     assert code.isfinite().all()
     torch.testing.assert_close(F.softplus(code[:, 0]), distance, rtol=1e-4, atol=0)
-    assert (decode_sides(code, anchors, steps)[:, :2] < zeros[:, None]).all()
+    assert (decode_sides(code, centres, steps)[:, :2] < zeros[:, None]).all()
 
 
 def test_sides_always_decode_to_a_box_and_a_side_beyond_the_centre_becomes_a_sliver():
@@ -236,7 +236,7 @@ def test_what_a_grid_remembers_follows_from_its_anchors():
     pixels = grid.scaled_centres.T * 8  # the finest stride
     torch.testing.assert_close(pixels, grid.centres * torch.tensor([192.0, 128.0]))
     codes = torch.randn(3, len(grid), 4)
-    torch.testing.assert_close(grid.decode(codes), decode_sides(codes, grid.boxes, grid.steps))
+    torch.testing.assert_close(grid.decode(codes), decode_sides(codes, grid.centres, grid.steps))
 
 
 @pytest.mark.parametrize("make", [pyramid_grid, article_grid])

@@ -20,6 +20,7 @@ from entrants.peers import fcos, ssdlite
 from odutils.augmentation import Augment
 from odutils.matching import match_iou
 from odutils.mosaic import WithMosaic
+from odutils.points import point_grid
 
 __all__ = ["ENTRANTS", "Course", "Run"]
 
@@ -30,6 +31,7 @@ ENTRANTS = {
     "ssdlite": ("torchvision's SSDLite head and loss", ssdlite),
     "fcos": ("torchvision's FPN, FCOS head and loss", fcos),
     "pyramid": ("`pyramid`", pyramid),
+    "points": ("`points`: `pyramid` without anchors", partial(pyramid, grid=point_grid)),
     "no_fusion": ("without the feature pyramid", partial(pyramid, head=HeadWithoutFusion)),
     "match_iou": ("IoU matching instead of ATSS", partial(pyramid, matcher=match_iou)),
     "l1": ("L1 instead of GIoU", partial(pyramid, loss=LossWithL1)),

@@ -16,7 +16,7 @@ from odutils.inference import Predictor
 from odutils.iou import paired_iou
 from odutils.losses import DetectionLoss, Matched
 from odutils.matching import assign, pairwise_iou
-from odutils.model import Detector, LiteBackbone, PyramidHead
+from odutils.model import Detector, GridOf, LiteBackbone, PyramidHead
 from odutils.precision import MixedPrecision, half_precision
 from odutils.settings import Settings
 from odutils.training import make_learner
@@ -105,6 +105,7 @@ def pyramid(
     course: Course,
     backbone: type[LiteBackbone] = LiteBackbone,
     head: type[PyramidHead] = PyramidHead,
+    grid: GridOf = pyramid_grid,
     loss: type[DetectionLoss] = DetectionLoss,
     matcher: Callable | None = None,
     augment: Callable = Augment,
@@ -118,7 +119,7 @@ def pyramid(
         dataset.known_of = {}
     backbone = backbone(pretrained=True)
     settings = Settings(preset="pyramid", classes=dataset.classes, size=SIZE, squash=False)
-    detector = Detector(backbone, head(backbone.channels, len(dataset.classes)), pyramid_grid, MEAN, STD, settings)
+    detector = Detector(backbone, head(backbone.channels, len(dataset.classes)), grid, MEAN, STD, settings)
     detector.to(memory_format=torch.channels_last)
     left_out = [] if average else [callbacks.EMA]
     left_out += [] if frozen_norms else [callbacks.FreezeBackbone]
