@@ -16,12 +16,13 @@ from torch import Tensor
 
 from odutils.devices import best_device
 from odutils.images import Placement, fit, input_shape, list_images, read_image, to_rgb
+from odutils.merging import merge
 from odutils.model import Detector
 from odutils.onnx_detector import OnnxDetector
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 from odutils.progress import bar
 from odutils.selection import check_options, select_batch
-from odutils.tiling import check_tiles, merge, place_views
+from odutils.tiling import check_tiles, place_views
 
 MANY_TILES = 50  # of an image from which on a bar is worth its line: seconds on a CPU
 

@@ -65,7 +65,7 @@ def detect(args: Namespace) -> int:
                 complain(image)
                 code = 1
             else:
-                detections = predictor(image, **options)
+                detections = predictor(image, progress=True, **options)
                 write_image(target, draw_detections(image, detections, predictor.classes))
                 shown.write(object_rows(path, detections, predictor.classes, width))
                 found.append((names[path], image.shape, detections))
@@ -148,9 +148,6 @@ def evaluate(args: Namespace) -> int:
                 complain(f"{args.results}: {doubt}")
         else:
             predictor = load_predictor(args)
-            if args.size and predictor.detector.settings.squash:
-                raise InputError(f"--size {args.size}: a detector of squashed images has one size, {predictor.size} px")
-            predictor.size = args.size or predictor.size
             dataset = CocoDetections(args.data, split, classes=predictor.classes)
             results = predict(predictor, dataset, progress=True)
         scores = score_by_source(dataset, results)

@@ -98,9 +98,14 @@ def splits_of(data: str) -> list[str]:
 
 
 def load_predictor(args: Namespace):
+    """The predictor that --weights, --device, --size and --tiles ask for. Raises InputError if there is none."""
     from odutils.inference import Predictor
 
-    return Predictor.from_weights(args.weights, args.device)
+    predictor = Predictor.from_weights(args.weights, args.device, args.tiles)
+    if args.size and predictor.detector.settings.squash:
+        raise InputError(f"--size {args.size}: a detector of squashed images has one size, {predictor.size} px")
+    predictor.size = args.size or predictor.size
+    return predictor
 
 
 @contextmanager

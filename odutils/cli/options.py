@@ -5,7 +5,7 @@ from functools import partial
 
 from odutils.cli import commands
 from odutils.cli.data_options import add_data_commands
-from odutils.cli.parsing import Parser, add_command, add_data, natural, positive, rate, share
+from odutils.cli.parsing import Parser, add_command, add_data, natural, positive, rate, share, tile_count
 from odutils.recipe import Recipe
 
 
@@ -29,6 +29,7 @@ def make_parser() -> Parser:
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=the parent folder of FOLDER, and add FOLDER to the project as a "
         "storage of local files",
     )  # fmt: skip
+    add_threshold(command)
     add_predictor(command)
     command.add_argument(
         "--iou", type=share, dest="iou_threshold", metavar="0…1",
@@ -43,6 +44,7 @@ def make_parser() -> Parser:
     command = add("video", commands.video, "draw boxes on a video", "video street.mp4 --out street_boxes.mp4")
     command.add_argument("source", metavar="VIDEO", help="any video that FFmpeg reads")
     command.add_argument("--out", metavar="VIDEO.mp4", help="(default: runs/video/NAME.mp4)")
+    add_threshold(command)
     add_predictor(command)
     command.add_argument("--batch-size", type=positive, default=4, metavar="N", help="frames at a time")
     command.add_argument("--limit", type=positive, metavar="N", help="stop after so many frames")
@@ -103,9 +105,7 @@ def make_parser() -> Parser:
     command.add_argument(
         "--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, instead"
     )
-    command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
-    command.add_argument("--size", type=positive, metavar="PX", help="of the longer side (default: as in training)")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the best there is)")
+    add_predictor(command)
 
     command = add(
         "export", commands.export, "write a detector as ONNX: faster on a CPU, and runs without PyTorch",
@@ -118,9 +118,20 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_predictor(command: Parser) -> None:
+def add_threshold(command: Parser) -> None:
     command.add_argument(
         "--threshold", type=share, metavar="0…1", help="lowest score that is shown (default: as in the weights)"
     )
+
+
+def add_predictor(command: Parser) -> None:
     command.add_argument("--weights", metavar="FILE", help="(default: the ones that come with the project)")
+    command.add_argument(
+        "--size", type=positive, metavar="PX", help="longer side of the network's input (default: as in training)"
+    )
+    command.add_argument(
+        "--tiles", type=tile_count, default=1, metavar="N|auto",
+        help="for small objects in large images: look at N overlapping tiles along the longer side, too; auto takes as "
+        "many as show the full resolution; the time grows: about fivefold with 2, tenfold with 3",
+    )  # fmt: skip
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")

@@ -50,6 +50,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def tile_count(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto")
+    return text if text == "auto" else positive(text)
+
+
 def share(text: str) -> float:
     return at_most(text, 1)
 
