@@ -15,6 +15,7 @@ from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.finetuning import CLASS_OUTPUT, make_detector
 from odutils.model import PRIOR, SHAPES
+from odutils.points import PointGrid
 from odutils.presets import PUBLISHED, build, load_detector, save_detector
 from odutils.recipe import Recipe
 from odutils.weights import load_weights, save_weights
@@ -114,6 +115,20 @@ def test_an_order_that_differs_gives_the_same_scores_by_name(trained):
     assert boxes.isfinite().all() and logits.std() > 0
     torch.testing.assert_close(boxes, boxes_before)
     torch.testing.assert_close(logits, before[..., [BEFORE.index(one) for one in classes]])
+
+
+def test_pyramid_and_points_begin_with_each_others_weights(trained):
+    """They share one network: only the label assignment of a training differs."""
+    preset, path = trained
+    if preset == "article":
+        with pytest.raises(InputError, match="'article' cannot begin a training of 'points'"):
+            make_detector(Recipe(preset="points", size=64, pretrained=False), BEFORE, path)
+        return
+    detector, told = make_detector(Recipe(preset="points", size=64, pretrained=False), BEFORE, path)
+    assert detector.settings.preset == "points" and isinstance(detector.grid(64, 64), PointGrid)
+    assert "all classes taken over" in told
+    old = load_weights(path)[0]
+    assert all(torch.equal(tensor, old[name]) for name, tensor in detector.state_dict().items())
 
 
 def test_the_sentence_says_what_was_taken_over(trained):

@@ -3,6 +3,7 @@
 The assignment equals a slow version in loops; away from its two deliberate differences it equals torchvision's FCOS.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from test_matching import random_boxes, scene
 from torchvision.models.detection import FCOS
 
 from odutils import matching
+from odutils.__main__ import main
 from odutils.anchors import pyramid_grid
 from odutils.losses import DetectionLoss
 from odutils.matching import BACKGROUND, IGNORED, match_atss, match_iou, match_points
@@ -211,3 +213,23 @@ def test_random_objects_train_every_level():
     boxes = random_boxes(16, 6, smallest=0.03, largest=0.95)
     match = match_points(grid, boxes, torch.ones(16, 6, dtype=torch.int64))
     assert all((match[:, grid.levels == level] >= 0).any() for level in range(4))
+
+
+def test_a_detector_of_points_is_trained_evaluated_and_exported_by_the_commands(sample, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+    def succeed(*words):
+        assert main([*map(str, words)]) == 0
+
+    options = "--size 64 --epochs 1 --batch-size 4 --workers 0 --device cpu --no-pretrained".split()
+    best, exported = tmp_path / "run" / "best.safetensors", tmp_path / "points.onnx"
+    succeed("train", "--data", sample, "--out", tmp_path / "run", "--preset", "points", *options)
+    assert isinstance(load_detector(best).grid(64, 64), PointGrid)
+    succeed("export", "--weights", best, "--out", exported)
+    scores = []
+    for weights in (best, exported):
+        file = tmp_path / f"{weights.suffix}.json"
+        succeed("evaluate", "--data", sample, "--weights", weights, "--json", file)
+        scores.append(json.loads(file.read_text())["all"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
