@@ -56,16 +56,16 @@ def merge(
     whole, pieces = every.at(~cut), every.at(cut)
     kept = batched_nms(whole.boxes, whole.scores, whole.labels, iou_threshold)
     objects = whole.at(kept)
-    object_of = find_owners(
-        whole, objects
-    )  # the one that NMS has left of each whole one's object; -1: none in another view
+    # A piece may belong to a whole detection that NMS has suppressed: the box of the whole image's view, which has won,
+    # is coarser and may cover little of a narrow piece.
+    object_of = find_owners(whole, objects)  # for each whole one the index of its object, -1 for none
     object_of[kept] = torch.arange(len(kept))
-    owner = find_owners(pieces, whole)  # (P,); NMS may prefer a coarser box, which covers less of a narrow piece
+    owner = find_owners(pieces, whole)  # (P,)
     owned = owner >= 0
-    index = object_of[owner[owned]]
-    scores = pieces.scores[owned].where(index >= 0, 0.0)
-    scores = objects.scores.scatter_reduce(0, index.clamp(min=0), scores, "amax")
-    joined = join(pieces.at(~owned))
+    index, scores = object_of[owner[owned]], pieces.scores[owned]
+    scores = objects.scores.scatter_reduce(0, index.clamp(min=0), scores.where(index >= 0, 0.0), "amax")
+    left = pieces.at(~owned)
+    joined = join(left.at(~find_renamed(left, whole)) if class_agnostic else left)
     boxes, labels, scores = map(torch.cat, zip((objects.boxes, objects.labels, scores), joined, strict=True))
     kept = batched_nms(boxes, scores, labels, iou_threshold)
     if class_agnostic:
@@ -93,8 +93,8 @@ def find_cut(found: Found, views: np.ndarray, size: int) -> Tensor:
 def compare(pieces: Found, others: Found) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Yield, for some of P pieces at a time, how they lie to O other detections.
 
-    Yields the pieces' numbers (p,) and three (p, O): whether both may show one object, being of one class and of two
-    views; the share of the piece that the other covers; their agreement, the IoU of what lies where both views look.
+    Yields the pieces' numbers (p,) and three (p, O): whether both are of one class; the share of the piece that the
+    other covers; their agreement, the IoU of what lies where both views look. Within one view the last two are 0.
     """
     if not (len(pieces.labels) and len(others.labels)):
         return
@@ -102,8 +102,9 @@ def compare(pieces: Found, others: Found) -> Iterator[tuple[Tensor, Tensor, Tens
         some = Found(*(column[rows, None] for column in pieces))  # (p, 1, …)
         shared = shared_area(some.boxes, others.boxes)  # (p, O)
         seen = shared_area(some.boxes, others.window) + shared_area(others.boxes, some.window) - shared
-        alike = (some.labels == others.labels) & (some.view != others.view)
-        yield rows, alike, shared / shared_area(some.boxes, some.boxes), shared / seen.clamp(min=1e-9)
+        shared = shared.where(some.view != others.view, 0.0)
+        cover, agreement = shared / shared_area(some.boxes, some.boxes), shared / seen.clamp(min=1e-9)
+        yield rows, some.labels == others.labels, cover, agreement
 
 
 def shared_area(boxes: Tensor, others: Tensor) -> Tensor:
@@ -116,10 +117,21 @@ def find_owners(pieces: Found, whole: Found) -> Tensor:
     """For each piece the whole detection that it belongs to (P,), -1 for none: of those that cover it by COVERED, the
     one whose visible part agrees best with it. Each piece has one owner, so that no piece joins two whole objects."""
     owner = torch.full((len(pieces.labels),), -1)
-    for rows, alike, cover, agreement in compare(pieces, whole):
-        best, index = agreement.where(alike & (cover >= COVERED), -1.0).max(dim=1)  # (p,)
+    for rows, same_class, cover, agreement in compare(pieces, whole):
+        best, index = agreement.where(same_class & (cover >= COVERED), -1.0).max(dim=1)  # (p,)
         owner[rows] = index.where(best >= 0, -1)
     return owner
+
+
+def find_renamed(pieces: Found, whole: Found) -> Tensor:
+    """Which pieces (P,) are the visible part of a whole detection under the name of another class.
+
+    NMS across classes, in which the whole one wins whatever the scores: its view sees more of the object.
+    """
+    renamed = torch.zeros(len(pieces.labels), dtype=torch.bool)
+    for rows, _, _, agreement in compare(pieces, whole):
+        renamed[rows] = (agreement > ANY_CLASS_IOU).any(dim=1)
+    return renamed
 
 
 def join(pieces: Found) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,8 +142,8 @@ def join(pieces: Found) -> tuple[Tensor, Tensor, Tensor]:
     piece, so that an object across many tiles becomes one.
     """
     count, links = len(pieces.labels), [torch.zeros((0, 2), dtype=torch.int64)]
-    for rows, alike, _, agreement in compare(pieces, pieces):
-        agreement = agreement.where(alike, 0.0)
+    for rows, same_class, _, agreement in compare(pieces, pieces):
+        agreement = agreement.where(same_class, 0.0)
         view = pieces.view.expand_as(agreement)
         best = torch.zeros(len(rows), int(pieces.view.max()) + 1, dtype=torch.float64)
         best = best.scatter_reduce(1, view, agreement, "amax").gather(1, view)  # (p, P) of all in that view

@@ -126,6 +126,13 @@ def test_classes_are_kept_apart():
     assert [one[4] for one in merged(ROW, 2, *names, class_agnostic=False)] == [2, 1]
 
 
+def test_a_piece_of_another_class_is_another_name_for_what_is_seen_whole():
+    """Whatever its score, where boxes of different classes compete; a smaller object before the large one stays."""
+    seen = (W, (10, 20, 170, 60), 0.5, 1), (A, (12, 20, 100, 62), 0.9, 2), (A, (70, 30, 99, 60), 0.4, 3)
+    assert [one[4] for one in merged(ROW, 2, *seen)] == [1, 3]
+    assert [one[4] for one in merged(ROW, 2, *seen, class_agnostic=False)] == [2, 1, 3]
+
+
 def test_the_best_detections_are_returned():
     row = [(W, (10 + 20 * i, 20, 25 + 20 * i, 60), 0.1 * (i + 1)) for i in range(6)]
     assert [one[5] for one in merged(ROW, 2, *row, max_detections=2)] == [0.6, 0.5]
@@ -185,7 +192,8 @@ def merge_literally(views, found, size, class_agnostic):
     for piece in (one for one in everything if one["cut"]):
         index = owner(piece, whole)
         if index is None:
-            left.append(piece)
+            names = [one for one in whole if class_agnostic and one["view"] != piece["view"]]
+            left += [piece] * all(agreement(piece, one) <= 0.7 for one in names)
         else:
             home = kept.index(whole[index]) if whole[index] in kept else owner(whole[index], kept)
             if home is not None:

@@ -132,6 +132,6 @@ def add_predictor(command: Parser) -> None:
     command.add_argument(
         "--tiles", type=tile_count, default=1, metavar="N|auto",
         help="for small objects in large images: look at N overlapping tiles along the longer side, too; auto takes as "
-        "many as show the full resolution; the time grows: about fivefold with 2, tenfold with 3",
+        "many as show the full resolution; 2 takes about six times as long, 3 seven to twelve times",
     )  # fmt: skip
     command.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
