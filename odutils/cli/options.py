@@ -57,7 +57,12 @@ def make_parser() -> Parser:
     command.add_argument("--out", default="runs/train", metavar="FOLDER", help="for weights, checkpoint and curves")
     command.add_argument("--train-split", metavar="NAME", help="(default: train or train2017, what is there)")
     command.add_argument("--valid-split", metavar="NAME", help="(default: val, val2017, valid or dev)")
-    command.add_argument("--preset", choices=("pyramid", "article"), default=Recipe.preset, help="kind of detector")
+    command.add_argument(
+        "--preset",
+        choices=("pyramid", "points", "article"),
+        default=Recipe.preset,
+        help="kind of detector; points: as pyramid, without anchors (default: pyramid)",
+    )
     command.add_argument(
         "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
     )
