@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "image": Part(0, 0, "image", "(H, W, 3) uint8"),
+    "image": Part(0, 0, "image,\nor tiles of it", "(H, W, 3) uint8"),
     "augmentation": Part(1, 0, "augmentation,\nletterbox", "(N, 3, 416, 416)"),
     "backbone": Part(2, 0, "backbone", "strides 8, 16, 32\n40, 112, 1280 channels"),
     "neck": Part(3, 0, "neck", "strides 8, 16, 32, 64\n96 channels"),
@@ -30,7 +30,7 @@ PARTS = {
     "nms": Part(6, 0, "non-maximum\nsuppression", "K boxes an image"),
     "detections": Part(7, 0, "detections", "boxes (K, 4), labels,\nscores (K,)"),
     "ground truth": Part(0, 1, "ground truth", "boxes (M, 4)\nlabels (M,)"),
-    "anchors": Part(2, 1, "anchors", "(A, 4)"),
+    "anchors": Part(2, 1, "anchors,\nor points", "(A, 4), or (A, 2)"),
     "assignment": Part(3, 1, "label assignment", "(N, A): which object,\nor background"),
     "loss": Part(4, 1, "loss", "one number"),
     "optimiser": Part(5, 1, "optimiser", "new weights"),
@@ -55,6 +55,7 @@ LIT_IN = {  # notebook: its parts
     "06": ("decode", "nms", "detections"),
     "07": ("image", "detections"),
     "08": ("detections", "evaluation", "ground truth"),
+    "09": ("image", "anchors", "assignment"),
     "10": ("ground truth", "augmentation", "loss", "optimiser", "evaluation"),
 }
 
