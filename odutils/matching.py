@@ -14,8 +14,8 @@ from odutils.points import PointGrid
 
 BACKGROUND = -1  # a negative: the anchor is assigned to no object
 IGNORED = -2  # neither positive nor negative: it lies in a crowd or on a difficult object
-MOST_CELLS = 6  # that an object of a level is long, in `match_points`: 48 px at stride 8 (FCOS: 16, input of 800 px)
-RADIUS = 1.5  # of the square around an object's centre whose points are positives, in cells (FCOS's centre sampling)
+MOST_CELLS = 6  # length of a level's longest objects, in `match_points`: 48 px at stride 8 (FCOS: 16, input of 800 px)
+RADIUS = 1.5  # cells from an object's centre, in x and y, within which points are positives (FCOS's centre sampling)
 
 
 def pairwise_iou(grid: AnchorGrid, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,8 @@ def match_points(grid: PointGrid, boxes: Tensor, labels: Tensor, radius: float =
     inside = (x > left) & (x < right) & (y > top) & (y < bottom)  # (N, M, A)
     width, height = right - left, bottom - top  # (N, M, 1) each
     cells = torch.maximum(width / grid.level_steps[:, 0], height / grid.level_steps[:, 1])  # (N, M, L)
-    level = (cells > MOST_CELLS).sum(dim=-1, keepdim=True).clamp(max=len(grid.counts) - 1)  # (N, M, 1)
+    # 1e-3: an object of exactly 6 cells belongs to the level wherever it lies, whatever rounding adds to its length.
+    level = (cells > MOST_CELLS + 1e-3).sum(dim=-1, keepdim=True).clamp(max=len(grid.counts) - 1)  # (N, M, 1)
     across = (x - (left + right) / 2).abs_().div_(step_x)  # (N, M, A) in cells of the point's level
     down = (y - (top + bottom) / 2).abs_().div_(step_y)
     distance = torch.maximum(across, down, out=across).masked_fill_(grid.levels != level, torch.inf)

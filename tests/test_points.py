@@ -158,22 +158,30 @@ def test_of_two_objects_at_one_place_the_smaller_gets_the_point_whatever_their_o
         assert (match[middle] == small).all() and (match >= 0).any()
 
 
-@pytest.mark.parametrize("matcher", [match_points])
-def test_ignored_and_padding_and_no_rows(matcher):
+@pytest.mark.parametrize("width", [256, 320, 416])
+def test_an_object_at_the_bound_of_a_level_belongs_to_the_finer_one_wherever_it_lies(width):
+    left = torch.arange(width - 48)  # (M,) one object in each image
+    boxes = torch.stack([left, left, left + 48, left + 48], dim=1)[:, None] / width  # (M, 1, 4): 6 cells of 8 px
+    grid = point_grid(width, width)
+    positive = match_points(grid, boxes, torch.ones(len(left), 1).long()) >= 0  # (M, A)
+    assert positive.any(dim=1).all() and not positive[:, grid.levels > 0].any()
+
+
+def test_ignored_and_padding_and_no_rows():
     grid = point_grid(128, 128)
-    crowd = matcher(grid, WHOLE[None, None], torch.tensor([[-1]]))
-    both = matcher(grid, torch.tensor([[[0.0, 0.0, 1, 1], [0.1, 0.1, 0.5, 0.5]]]), torch.tensor([[-1, 7]]))
+    crowd = match_points(grid, WHOLE[None, None], torch.tensor([[-1]]))
+    both = match_points(grid, torch.tensor([[[0.0, 0.0, 1, 1], [0.1, 0.1, 0.5, 0.5]]]), torch.tensor([[-1, 7]]))
     assert (crowd == IGNORED).all()
     assert (both == 1).any() and ((both == IGNORED) | (both == 1)).all()
     for rows in (0, 3):
-        none = matcher(grid, torch.zeros(2, rows, 4), torch.zeros(2, rows, dtype=torch.int64))
+        none = match_points(grid, torch.zeros(2, rows, 4), torch.zeros(2, rows, dtype=torch.int64))
         assert none.shape == (2, len(grid)) and none.dtype == torch.int64 and (none == BACKGROUND).all()
     boxes, labels = scene()
     more = (
         torch.cat([boxes, torch.zeros(len(boxes), 4, 4)], 1),
         torch.cat([labels, torch.zeros(len(labels), 4).long()], 1),
     )
-    assert matcher(grid, boxes, labels).equal(matcher(grid, *more))
+    assert match_points(grid, boxes, labels).equal(match_points(grid, *more))
 
 
 def test_the_loss_takes_the_matcher_that_fits_its_grid():
