@@ -1,7 +1,22 @@
 """Merging: the detections of all views of an image -> one for each object, whatever the tiles' edges cut.
 
-An edge of a tile that is not the image's is an **inner edge**. A detection that an inner edge cuts is a piece of an
-object; the others are whole. V views, K detections, P pieces. Boxes are xyxy in pixels of the image.
+An edge of a tile that is not the image's is an **inner edge**. A detection that ends at an inner edge of its tile is a
+**piece** of an object; the others are **whole**.
+
+    ┌───────────────┬──────┬───────────────┐    Tile A consists of the left and the middle part,
+    │ A       ┌─────┼──────┼────┐        B │    tile B of the middle and the right one. Each sees
+    │         │     │ both │    │          │    a piece of the object, up to its own inner edge.
+    │         └─────┼──────┼────┘          │    In the middle, where both look, the pieces agree.
+    └───────────────┴──────┴───────────────┘
+
+NMS keeps one whole detection an object. A piece then goes the first of these ways that is open to it:
+1. A whole detection of its class covers at least half of the piece: both are one object. The piece adds its score only.
+2. A whole detection of another class agrees with the piece: the piece is dropped. This is NMS across classes, so it
+   happens only if `class_agnostic` is set.
+3. A piece of its class agrees with it: the two are joined to their hull, the smallest box around both.
+4. The piece stays as it is.
+
+V views, K detections, P pieces. Boxes are xyxy in pixels of the image.
 """
 
 from collections.abc import Iterator
@@ -15,9 +30,9 @@ from torchvision.ops import batched_nms, nms
 from odutils.selection import ANY_CLASS_IOU, SAME_CLASS_IOU, check_options
 
 EDGE = 8  # px of the input, a cell of the finest level: 97 of 100 boxes of cut objects end as near as that to the cut
-COVERED = 0.5  # share from which a piece belongs to another detection
-CANDIDATES = 10_000  # detections, the best, that are compared with each other: three seconds at most
-PAIRS = 2**18  # of them at once: 50 MB
+COVERED = 0.5  # share of a piece, or agreement of two, from which on both detections are of one object
+CANDIDATES = 10_000  # detections of the highest scores, which alone are merged: three seconds at most
+PAIRS = 2**18  # pairs of detections that are compared at once: 50 MB
 
 
 class Found(NamedTuple):
@@ -43,8 +58,7 @@ def merge(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The detections of an image from those of its views: each object once, best first.
 
-    NMS keeps one whole detection an object. A piece that a whole one of its class covers by half belongs to its object.
-    Pieces that are left are joined to their hull (see `join`). An object has the best score of its detections.
+    By the rules above. An object has the best score of its detections.
     views: (V, 4), the whole image first, see `tiling.place_views`.
     found: boxes (K, 4) in pixels of the view, labels (K,), scores (K,), for each view.
     size: px of the network's input.   Other options: of `selection.select`.
@@ -91,10 +105,11 @@ def find_cut(found: Found, views: np.ndarray, size: int) -> Tensor:
 
 
 def compare(pieces: Found, others: Found) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield, for some of P pieces at a time, how they lie to O other detections.
+    """Compare each of P pieces with each of O other detections; yield the figures of some pieces at a time.
 
     Yields the pieces' numbers (p,) and three (p, O): whether both are of one class; the share of the piece that the
-    other covers; their agreement, the IoU of what lies where both views look. Within one view the last two are 0.
+    other covers; their agreement, the IoU of those parts of both that lie where both views look. For two detections of
+    the same view the last two are 0.
     """
     if not (len(pieces.labels) and len(others.labels)):
         return
@@ -137,16 +152,16 @@ def find_renamed(pieces: Found, whole: Found) -> Tensor:
 def join(pieces: Found) -> tuple[Tensor, Tensor, Tensor]:
     """Pieces of one object -> their hull. Returns boxes (objects, 4), labels, scores.
 
-    Two pieces are of one object if, where both views look, they agree by COVERED, and if in either's view there is no
-    piece that agrees better with the other: of two people at a seam each gets its own halves. It goes on from piece to
-    piece, so that an object across many tiles becomes one.
+    Two pieces are of one object if their agreement is at least COVERED, and if in neither's view another piece agrees
+    better: of two people at a seam each gets its own halves. Joining goes on from piece to piece, so that an object
+    across many tiles becomes one.
     """
     count, links = len(pieces.labels), [torch.zeros((0, 2), dtype=torch.int64)]
     for rows, same_class, _, agreement in compare(pieces, pieces):
         agreement = agreement.where(same_class, 0.0)
-        view = pieces.view.expand_as(agreement)
-        best = torch.zeros(len(rows), int(pieces.view.max()) + 1, dtype=torch.float64)
-        best = best.scatter_reduce(1, view, agreement, "amax").gather(1, view)  # (p, P) of all in that view
+        view = pieces.view.unique(return_inverse=True)[1].expand_as(agreement)  # numbered without gaps
+        best = torch.zeros_like(agreement).scatter_reduce(1, view, agreement, "amax")  # (p, P), of each view
+        best = best.gather(1, view)  # (p, P), for each piece that of its view
         row, column = ((agreement >= COVERED) & (agreement == best)).nonzero(as_tuple=True)
         links.append(torch.stack([rows[row], column], dim=1))
     links = torch.cat(links)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from odutils import merging
 from odutils.merging import merge
@@ -140,6 +141,14 @@ def test_the_best_detections_are_returned():
         merged(ROW, 2, *row, max_detections=0)
 
 
+@pytest.mark.parametrize("limit, count", [(0, 1), (1, 5)])
+def test_the_limits_of_nms_hold_among_whole_detections(limit, count):
+    """At 0 no two of a class overlap; at 1 even what is found twice stays twice."""
+    seen = [(W, (20, 20, 50, 60), 0.8), (A, (20, 20, 50, 60), 0.7), (W, (25, 20, 55, 60), 0.6)]
+    seen += [(W, (49, 20, 70, 60), 0.5), (A, (49, 20, 70, 60), 0.4)]
+    assert len(merged(ROW, 2, *seen, iou_threshold=limit, class_agnostic=False)) == count
+
+
 # ---- one detection an object: a literal version
 
 
@@ -242,6 +251,15 @@ def test_merge_equals_the_literal_version(seed, monkeypatch):
 
 
 # ---- in bounded memory
+
+
+def test_views_with_high_numbers_need_no_more_memory():
+    """Two halves, of which the second is of a view with a number for which no memory would do."""
+    view, window = torch.tensor([3, 10**12]), torch.tensor([[0, 0, 100, 100], [80, 0, 180, 100]])
+    halves = torch.tensor([[50.0, 20, 100, 60], [80, 20, 130, 60]], dtype=torch.float64)
+    pieces = merging.Found(halves, torch.ones(2).long(), torch.tensor([0.5, 0.75]).double(), view, window)
+    boxes, _, scores = merging.join(pieces)
+    assert boxes.tolist() == [[50, 20, 130, 60]] and scores.tolist() == [0.75]
 
 
 def test_tens_of_thousands_of_detections_are_merged_in_bounded_blocks(monkeypatch):
