@@ -62,7 +62,7 @@ def predict(
     with bar(total=len(dataset), unit="images", show=progress) as shown:
         for first in range(0, len(dataset), batch_size):
             batch = list(itertools.islice(images, batch_size))
-            found_in_each = predictor.batch(batch, threshold=EVALUATED, class_agnostic=class_agnostic)
+            found_in_each = predictor.batch(batch, progress, threshold=EVALUATED, class_agnostic=class_agnostic)
             for index, found in enumerate(found_in_each, start=first):
                 results += to_results(dataset, index, found)
             shown.update(len(batch))

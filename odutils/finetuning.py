@@ -20,7 +20,7 @@ from odutils.recipe import Recipe
 from odutils.settings import Settings
 from odutils.weights import load_weights
 
-CLASS_OUTPUT = "head.class_output"  # how the names of its tensors begin, in both presets
+CLASS_OUTPUT = "head.class_output"  # how the names of its tensors begin, in all presets
 SHOWN = 5  # class names in a line
 
 

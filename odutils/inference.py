@@ -55,7 +55,7 @@ class Predictor:
 
     tiles: above 1 the network gets the whole image and overlapping tiles, so many along the longer side, and finds more
     of the small objects; "auto" takes as many tiles as show the full resolution. The time grows with their number.
-    `tiles`, and `size`, the px of the input's longer side, may be changed later.
+    `tiles` may be changed later; so may `size`, the px of the input's longer side, unless images are squashed.
     """
 
     def __init__(
@@ -108,15 +108,16 @@ class Predictor:
         progress: show a bar for the tiles of a large image.
         """
         options = {"threshold": self.threshold} | {name: v for name, v in options.items() if v is not None}
-        for_merge = {
-            name: v for name, v in options.items() if name in ("iou_threshold", "class_agnostic", "max_detections")
-        }
+        most = options.setdefault("max_detections", 100)
+        check_options(options["threshold"], max_detections=most)
+        for_merge = {name: v for name, v in options.items() if name not in ("threshold", "top_k")}
+        # Each view keeps more: an object may have its best score from a tile, and its box from the whole image.
+        in_views = self._detect_in_views(self._views(images, progress), options | {"max_detections": max(100, most)})
         found = []
-        in_views = self._detect_in_views(self._views(images, progress), options)
         for _, of_image in groupby(in_views, key=lambda pair: pair[0].number):
             views, detections = zip(*of_image, strict=True)
             if len(views) == 1:
-                found += detections
+                found.append(Detections(*(column[:most] for column in detections[0])))
             else:
                 windows = np.stack([view.window for view in views])  # (V, 4)
                 found.append(Detections(*merge(windows, detections, self.size, **for_merge)))

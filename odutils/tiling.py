@@ -11,6 +11,7 @@ import numpy as np
 
 OVERLAP = 0.2  # of a tile's side, shared by neighbours (SAHI's default): smaller objects are whole in one of the tiles
 SMALLEST = 32  # px of a tile's longer side: smaller tiles, enlarged to the input, show blur
+ROUNDING = 1e-9  # of floating-point arithmetic: what is as near as that to a whole number is that number
 
 
 def check_tiles(tiles: int | str) -> None:
@@ -22,13 +23,14 @@ def check_tiles(tiles: int | str) -> None:
 def place_views(height: int, width: int, tiles: int | str, size: int) -> np.ndarray:
     """Where the views of an image lie: the whole image first, then its tiles row by row, all of one size.
 
-    tiles: how many along the longer side; along the shorter one there are as many of about that side as cover it. 1 is
-    the whole image alone. "auto": as many as show the network, whose input has `size` px, the image's full resolution.
+    tiles: how many along the longer side, fewer where they would be smaller than SMALLEST; along the shorter side there
+    are as many of about that length as cover it. 1 is the whole image alone. "auto": as many as show the network, whose
+    input has `size` px, the image's full resolution.
     Returns (V, 4) int64 xyxy in pixels.
     """
     check_tiles(tiles)
     longer = max(height, width)
-    most = max(1, int((longer / SMALLEST - OVERLAP) / (1 - OVERLAP)))
+    most = max(1, int((longer / SMALLEST - OVERLAP) / (1 - OVERLAP) + ROUNDING))
     count = min(count_tiles(longer, size) if tiles == "auto" else int(tiles), most)
     whole = np.array([[0, 0, width, height]])
     if count == 1:
@@ -42,7 +44,7 @@ def place_views(height: int, width: int, tiles: int | str, size: int) -> np.ndar
 
 def count_tiles(length: int, side: float) -> int:
     """How many tiles of `side` px at most cover a length, each overlapping the next by OVERLAP."""
-    return max(1, ceil((length / side - OVERLAP) / (1 - OVERLAP) - 1e-9))
+    return max(1, ceil((length / side - OVERLAP) / (1 - OVERLAP) - ROUNDING))
 
 
 def tile_side(length: int, count: int) -> float:
@@ -53,5 +55,5 @@ def tile_side(length: int, count: int) -> float:
 def spread(length: int, side: float) -> tuple[list[int], int]:
     """Where the tiles along a length begin, and their common length: `side` px at most."""
     count = count_tiles(length, side)
-    common = min(length, ceil(tile_side(length, count)))
+    common = min(length, ceil(tile_side(length, count) - ROUNDING))
     return np.linspace(0, length - common, count).round().astype(int).tolist(), common

@@ -363,6 +363,7 @@ def test_train_writes_weights_that_detect_can_use_and_goes_on(sample, images, tm
 def test_help_has_an_example_that_the_parser_understands(command, capsys, monkeypatch):
     assert run(*command.split(), "--help") == 0
     text = capsys.readouterr().out
+    assert not re.search(r"\(default: [^)]*\)\s+\(default", text)
     example = text.split("python -m odutils")[-1].split()
     assert example[: len(command.split())] == command.split()
     from odutils.cli.options import make_parser

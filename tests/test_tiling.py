@@ -15,6 +15,8 @@ from torchvision.ops import box_iou
 from trainings import run
 
 from odutils import inference, progress, tiling
+from odutils.datasets import CocoDetections
+from odutils.evaluation import predict
 from odutils.files import DATA
 from odutils.images import list_images, read_image
 from odutils.inference import Predictor
@@ -67,6 +69,17 @@ def test_tiles_cover_the_image_inside_it_all_of_one_size(height, width, tiles, s
 )
 def test_how_many_views_an_image_has(height, width, tiles, count):
     assert len(place_views(height, width, tiles, 416)) == count
+
+
+def test_rounding_makes_no_tile_larger_and_none_fewer():
+    """Where so many tiles cover a length exactly: 10 of 320 px are 320 × (10 × 0.8 + 0.2) px long."""
+    for side in range(SMALLEST, 700, 3):
+        for count in range(2, 60):
+            length, rest = divmod(side * (4 * count + 1), 5)
+            if not rest:
+                for tiles, size in ((AUTO, side), (count, 9999)):
+                    placed = place_views(10, length, tiles, size)[1:]
+                    assert len(placed) == count and (placed[:, 2] - placed[:, 0] == side).all()
 
 
 # ---- the predictor with tiles
@@ -274,6 +287,31 @@ def test_other_options_are_checked_and_reach_the_merge():
         predictor(None)
 
 
+def test_fewer_detections_are_the_best_of_all():
+    """The whole image gives one object its box, and a tile its score, the highest: neither may crowd out the other."""
+    image = np.full((100, 180, 3), 114, np.uint8)
+    predictor = Predictor(ColourDetector({(0, 0, 0): 1}, size=128), "cpu", tiles=2)
+    seen = {
+        180: [([10, 10, 60, 90], 0.7), ([70, 10, 170, 90], 0.5)],  # the whole image
+        100: [([70, 10, 100, 90], 0.9)],  # each tile: the left one sees a piece of the second object
+    }
+
+    def detect(views, run, options):
+        found = []
+        for view in views:
+            width = view.window[2] - view.window[0]
+            some = sorted(seen[width] if view.window[0] == 0 else [], key=lambda one: -one[1])
+            some = some[: options["max_detections"]]
+            boxes, scores = np.float32([one[0] for one in some]).reshape(-1, 4), np.float32([one[1] for one in some])
+            found.append(inference.Detections(boxes, np.ones(len(some), np.int64), scores))
+        return found
+
+    predictor._detect = detect
+    everything = predictor(image)
+    assert everything.boxes.tolist() == [[70, 10, 170, 90], [10, 10, 60, 90]]
+    assert equal(predictor(image, max_detections=1), [column[:1] for column in everything])
+
+
 # ---- memory
 
 MEASURE = """
@@ -336,6 +374,12 @@ def test_evaluate_with_tiles(write_dataset, tmp_path, capsys):
     assert "3 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [("--tiles", 2), ("--tiles", AUTO), ("--size", 64)])
+def test_results_are_scored_as_they_are(options, tmp_path, capfd):
+    assert run("evaluate", "--data", tmp_path, "--results", tmp_path / "results.json", *options) == 2
+    assert "leave out --tiles and --size" in capfd.readouterr().err
+
+
 def test_video_with_tiles_keeps_its_frames(tmp_path):
     target = tmp_path / "out.mp4"
     options = ("--tiles", 2, "--size", 64, "--limit", 6, "--device", "cpu")
@@ -375,6 +419,17 @@ def test_a_bar_for_many_tiles_is_for_terminals(terminal, photo, tmp_path, capsys
     captured = capsys.readouterr()
     assert (" tiles/s" in captured.err) == ("1/1" in captured.err) == terminal
     assert " tiles/s" not in captured.out and captured.out.splitlines()[1].startswith(str(photo))
+
+
+def test_evaluation_shows_the_tiles_of_large_images(write_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inference, "MANY_TILES", 3)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    data = write_dataset(tmp_path / "data", [[]], {1: "person"}, "val")
+    dataset = CocoDetections(data, "val", classes=("person",))
+    predictor = Predictor(ColourDetector({(0, 0, 0): 1}, size=64), "cpu", tiles=2)
+    for progress_bar in (False, True):
+        predict(predictor, dataset, progress=progress_bar)
+        assert (" tiles/s" in capsys.readouterr().err) == progress_bar
 
 
 def test_few_tiles_and_other_callers_get_no_bar(capsys, monkeypatch):

@@ -134,6 +134,8 @@ def train(args: Namespace) -> int:
 
 
 def evaluate(args: Namespace) -> int:
+    if args.results and (args.tiles != 1 or args.size):
+        raise InputError("--results are scored as they are: leave out --tiles and --size")
     split = find_split(args.data, args.split, VALIDATION_SPLITS)
     from odutils.coco.results import doubt_about, read_results, score_table
     from odutils.datasets import CocoDetections

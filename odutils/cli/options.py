@@ -61,7 +61,7 @@ def make_parser() -> Parser:
         "--preset",
         choices=("pyramid", "points", "article"),
         default=Recipe.preset,
-        help="kind of detector; points: as pyramid, without anchors (default: pyramid)",
+        help="kind of detector; points: as pyramid, without anchors",
     )
     command.add_argument(
         "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
@@ -108,7 +108,7 @@ def make_parser() -> Parser:
         "--intervals", action="store_true", help="print 95 %% confidence intervals (bootstrap over images), too"
     )
     command.add_argument(
-        "--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, instead"
+        "--results", metavar="FILE", help="score these COCO results, or a file of `detect --json`, as they are"
     )
     add_predictor(command)
 
