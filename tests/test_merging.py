@@ -90,6 +90,12 @@ def test_two_people_that_overlap_at_a_seam_get_their_own_halves():
     assert merged(ROW, 2, *seen) == [(50, 10, 105, 90, 1, 0.8), (85, 12, 135, 92, 1, 0.7)]
 
 
+def test_a_piece_whose_partner_agrees_better_with_another_stays_alone():
+    """One person's half is missed: the other half must not be joined to the neighbour's."""
+    seen = (A, (50, 10, 100, 50), 0.8), (A, (60, 20, 100, 60), 0.7), (B, (80, 10, 130, 50), 0.6)
+    assert merged(ROW, 2, *seen) == [(50, 10, 130, 50, 1, 0.8), (60, 20, 100, 60, 1, 0.7)]
+
+
 def test_a_piece_that_two_whole_objects_cover_joins_them_not():
     whole = [(W, (50, 10, 150, 50), 0.8), (W, (50, 30, 150, 70), 0.7)]
     assert merged(ROW, 2, *whole, (A, (50, 31, 100, 49), 0.9)) == [
