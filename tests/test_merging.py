@@ -75,6 +75,13 @@ def test_the_best_whole_detection_gives_the_box():
 def test_a_piece_is_not_joined_to_what_covers_less_than_half_of_it():
     found = merged(ROW, 2, (A, (40, 20, 100, 60), 0.7), (W, (75, 20, 130, 60), 0.6))
     assert found == [(40, 20, 100, 60, 1, 0.7), (75, 20, 130, 60, 1, 0.6)]
+    half = merged(ROW, 2, (A, (40, 20, 100, 60), 0.7), (W, (70, 20, 130, 60), 0.6))
+    assert half == [(70, 20, 130, 60, 1, 0.7)]
+
+
+@pytest.mark.parametrize("lower, objects", [(11, 1), (16, 2)])  # px: IoU of 0.57 and 0.43 in the strip
+def test_pieces_that_agree_by_less_than_half_are_not_joined(lower, objects):
+    assert len(merged(ROW, 2, (A, (50, 10, 100, 50), 0.8), (B, (80, 10 + lower, 130, 50 + lower), 0.6))) == objects
 
 
 def test_two_people_side_by_side_in_the_overlap_stay_two():
