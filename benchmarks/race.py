@@ -6,9 +6,9 @@
     python benchmarks/race.py --data FOLDER --minutes 6 pyramid --seed 1    # by CPU time, another seed
 
 FOLDER is in COCO's layout, with the splits train and dev. Every entrant runs in a process of its own, on one thread;
-one that was interrupted goes on from its checkpoint, one that has a result is skipped. Detections stay in runs/race, for
-paired intervals. `race_table.py` makes the tables and the plot. An epoch is 9,880 images for everyone, however many
-FOLDER holds.
+one that was interrupted goes on from its checkpoint, one that has a result is skipped. The detections stay in
+runs/race, for paired intervals. `race_table.py` makes the tables and the plot. An epoch is 9,880 images for everyone,
+however many FOLDER holds.
 """
 
 import argparse
