@@ -1,5 +1,7 @@
 """The tables and the plot of the race, from results/race*/*.json into benchmarks/README.md; a short one into README.md.
 
+What notebook 09 shows of the race goes to data/experiments/race.json.
+
 python benchmarks/race_table.py
 """
 
@@ -11,12 +13,13 @@ import matplotlib.pyplot as plt
 from entrants import ENTRANTS
 from sources import short
 
-from odutils.files import replacing
+from odutils.files import DATA, replacing
 from odutils.plots import COLOURS, set_style
 
 HERE = Path(__file__).resolve().parent
 BY_EPOCHS, BY_MINUTES = HERE / "results" / "race_by_epochs", HERE / "results" / "race"
 END = "<!-- end of race -->\n"
+FOR_NOTEBOOK = DATA / "experiments" / "race.json"  # beside the data, so that notebook 09 finds it in a wheel, too
 WHOLE = 6  # the first entrants are detectors of their own, the last of them `pyramid`; the others change a part of it
 
 
@@ -126,8 +129,24 @@ def tables() -> dict[tuple[Path, str], str]:
     }
 
 
+def for_notebook() -> dict:
+    """{"race_by_epochs" or "race": {entrant: [{"seed": …, "scores": {source: metrics}}, …]}} of three entrants."""
+    content = {}
+    for folder in (BY_EPOCHS, BY_MINUTES):
+        runs_of = {
+            name: runs for name, runs in read_results(folder).items() if name in ("pyramid", "points", "task_aligned")
+        }
+        content[folder.name] = {
+            name: [{"seed": run["seed"], "scores": run["scores"]["by_source"]} for run in runs]
+            for name, runs in runs_of.items()
+        }
+    return content
+
+
 def main():
     plot(read_results(BY_EPOCHS), HERE / "race.jpg")
+    with replacing(FOR_NOTEBOOK) as temporary:
+        temporary.write_text(json.dumps(for_notebook(), indent=1) + "\n")
     for (readme, mark), rows in tables().items():
         text = readme.read_text()
         with replacing(readme) as temporary:
