@@ -13,7 +13,9 @@ from torchvision.ops import box_iou
 from odutils.classes import CLASSES
 from odutils.datasets import CocoDetections
 from odutils.files import DATA
+from odutils.inference import Predictor
 from odutils.points import point_grid
+from odutils.presets import build
 from odutils.sample.make import make_sample
 
 
@@ -50,6 +52,13 @@ def test_recall_counts_the_small_objects_only(write_dataset, tmp_path):
     found = [{"image_id": dataset.ids[0], "category_id": 1, "bbox": one["bbox"], "score": 0.9} for one in objects[:2]]
     assert small_objects.small_recall(dataset, found) == [1, 2]
     assert small_objects.small_recall(dataset, []) == [0, 2]
+
+
+def test_contact_sheets_are_scored_with_more_than_100_detections():
+    predictor, image = Predictor(build("pyramid"), "cpu"), np.zeros((320, 320, 3), np.uint8)
+    everything = {"threshold": 0.0, "iou_threshold": 1.0, "class_agnostic": False}
+    assert len(predictor(image, **everything).scores) == 100
+    assert len(small_objects.keep_many(predictor)(image, **everything).scores) == small_objects.KEPT
 
 
 def test_pasted_objects_hide_no_other_and_are_labelled(tmp_path, monkeypatch):
