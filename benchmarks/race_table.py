@@ -108,7 +108,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
         axis.set_xlabel("AP50 on dev")
         axis.set_title(title, loc="left")
         axis.margins(x=0.12)
-    axes[0].legend(frameon=False, loc="upper right")
+    axes[0].legend(frameon=False, loc="upper right", fontsize=9, bbox_to_anchor=(1.02, 1.02))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="jpeg")
     plt.close(figure)

@@ -59,10 +59,12 @@ def predict(
     class_agnostic: see `selection.select`.   progress: show a bar.
     """
     images, results = map_ahead(dataset.image, range(len(dataset)), size=2 * batch_size), []
+    options = {"threshold": EVALUATED, "class_agnostic": class_agnostic}
+    options |= {"progress": True} if progress else {}  # other predictors need not know the option
     with bar(total=len(dataset), unit="images", show=progress) as shown:
         for first in range(0, len(dataset), batch_size):
             batch = list(itertools.islice(images, batch_size))
-            found_in_each = predictor.batch(batch, progress, threshold=EVALUATED, class_agnostic=class_agnostic)
+            found_in_each = predictor.batch(batch, **options)
             for index, found in enumerate(found_in_each, start=first):
                 results += to_results(dataset, index, found)
             shown.update(len(batch))
