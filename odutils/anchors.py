@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from odutils.points import PYRAMID_STRIDES, PointGrid, cell_centres, decode_sides, encode_sides, once, point_grid
+from odutils.points import PYRAMID_STRIDES, PointGrid, cell_centres, encode_sides, once, point_grid, sides_frame
 
 ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
 PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS: 8, for input four times as large)
@@ -44,7 +45,8 @@ class AnchorGrid:
         """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
-        return decode_sides(codes, self.centres, self.steps)
+        origin, direction = self.frame
+        return torch.addcmul(origin, F.softplus(codes), direction)
 
     def encode(self, boxes: Tensor) -> Tensor:
         """Boxes (…, A, 4), one per anchor -> the codes that decode to them, or to the nearest boxes within reach."""
@@ -56,6 +58,11 @@ class AnchorGrid:
     def centres(self) -> Tensor:
         """(A, 2) x and y."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    @once
+    def frame(self) -> tuple[Tensor, Tensor]:
+        """See `points.sides_frame`."""
+        return sides_frame(self.centres, self.steps)
 
     @once
     def areas(self) -> Tensor:

@@ -40,6 +40,11 @@ class PointGrid:
         return PointGrid(self.centres[index], self.steps[index], (len(index),))
 
     @once
+    def frame(self) -> tuple[Tensor, Tensor]:
+        """See `sides_frame`: kept, so that decoding takes two operations."""
+        return sides_frame(self.centres, self.steps)
+
+    @once
     def levels(self) -> Tensor:
         """(A,) number of each point's level, from fine to coarse."""
         counts = torch.tensor(self.counts, device=self.steps.device)
@@ -53,7 +58,8 @@ class PointGrid:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
-        return decode_sides(codes, self.centres, self.steps)
+        origin, direction = self.frame
+        return torch.addcmul(origin, F.softplus(codes), direction)
 
     def encode(self, boxes: Tensor) -> Tensor:
         """Boxes (…, A, 4), one per point -> the codes that decode to them, if the point lies inside."""

@@ -12,11 +12,10 @@ from odutils.anchors import (
     PYRAMID_STRIDES,
     AnchorGrid,
     article_grid,
-    decode_sides,
-    encode_sides,
     pyramid_grid,
 )
 from odutils.model import ArticleHead, PyramidHead
+from odutils.points import decode_sides, encode_sides
 
 RECTANGLES = [(256, 256), (192, 320), (320, 64), (64, 448)]
 
