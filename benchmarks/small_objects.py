@@ -75,14 +75,15 @@ def time_one_by_one(predictor: Predictor, images: list[np.ndarray]) -> float:
 
 def recall_by_size(make: Callable, data: Path) -> dict:
     """Recall at IoU 0.5 against the size of the objects in the input, with 95 % intervals (bootstrap over images)."""
-    predictor, dataset = make(), CocoDetections(data, "dev_large", classes=make().classes)
+    predictor = make()
+    dataset = CocoDetections(data, "dev_large", classes=predictor.classes)
     results, rows = predict(predictor, dataset), {}
+    scales = np.array([place(*dataset.shape(i)[:2], predictor.size).scale_x for i in range(len(dataset))])
     number = {image_id: index for index, image_id in enumerate(dataset.ids)}
     draws = np.stack(list(drawn_weights(len(dataset), DRAWS)))  # (draws, images)
     for name, threshold in (("all", 0.0), ("shown", predictor.threshold)):
         matched = match_results(dataset, [result for result in results if result["score"] > threshold])
         image = np.array([number[one["image_id"]] for one in matched.objects])  # (G,)
-        scales = np.array([place(*dataset.shape(i)[:2], predictor.size).scale_x for i in range(len(dataset))])
         area = np.array([one["bbox"][2] * one["bbox"][3] for one in matched.objects])
         size = np.sqrt(area) * scales[image]
         rows[name] = []
@@ -131,10 +132,8 @@ def draw_sheets(data: Path, folder: Path) -> None:
     dataset = CocoDetections(data, "dev", CELL)
     (folder / "sheets").mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
-    content, number = (
-        dict(dataset.coco.dataset, images=[], annotations=[]),
-        dict(zip(dataset.ids, range(len(dataset)), strict=True)),
-    )
+    content = dict(dataset.coco.dataset, images=[], annotations=[])
+    number = {image_id: index for index, image_id in enumerate(dataset.ids)}
     for source, ids in ids_by_source(dataset.coco.loadImgs(dataset.ids)).items():
         for first in range(0, len(ids) - SIDE**2 + 1, SIDE**2):
             sheet, name = np.empty((SIDE * CELL, SIDE * CELL, 3), np.uint8), f"{len(content['images']) + 1:03}.jpg"

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from odutils.points import PYRAMID_STRIDES, PointGrid, cell_centres, encode_sides, once, point_grid, sides_frame
+from odutils.points import PYRAMID_STRIDES, PointGrid, cell_centres, once, point_grid
 
 ARTICLE_LEVELS = ((7, 1 / 8), (4, 1 / 4), (2, 1 / 2), (1, 1.0))  # cells a side, size of a whole anchor
 PYRAMID_ANCHOR = 5  # side of a pyramid's anchor in strides: 40 px at stride 8 (ATSS: 8, for input four times as large)
@@ -45,14 +44,13 @@ class AnchorGrid:
         """Box regression outputs (…, A, 4) -> boxes (…, A, 4) xyxy, 0…1; parts outside the image are not cut off."""
         if self.coding == "tanh":
             return decode_tanh(codes, self.boxes)
-        origin, direction = self.frame
-        return torch.addcmul(origin, F.softplus(codes), direction)
+        return self.points.decode(codes)
 
     def encode(self, boxes: Tensor) -> Tensor:
         """Boxes (…, A, 4), one per anchor -> the codes that decode to them, or to the nearest boxes within reach."""
         if self.coding == "tanh":
             return encode_tanh(boxes, self.boxes)
-        return encode_sides(boxes, self.centres, self.steps)
+        return self.points.encode(boxes)
 
     @once
     def centres(self) -> Tensor:
@@ -60,9 +58,9 @@ class AnchorGrid:
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
     @once
-    def frame(self) -> tuple[Tensor, Tensor]:
-        """See `points.sides_frame`."""
-        return sides_frame(self.centres, self.steps)
+    def points(self) -> PointGrid:
+        """The anchors' centres, to which the coding "sides" belongs."""
+        return PointGrid(self.centres, self.steps, self.counts)
 
     @once
     def areas(self) -> Tensor:
