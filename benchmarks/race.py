@@ -65,6 +65,7 @@ def race(name: str, course: Course, folder: Path, valid_split: str) -> dict:
     results = predict(run.predictor, dataset)
     predicting = time.process_time() - started
     budget = next(callback for callback in run.learn.cbs if isinstance(callback, Budget))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{checkpoint.stem}_detections.json").write_text(json.dumps(results))
     checkpoint.unlink(missing_ok=True)
     return {

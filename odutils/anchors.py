@@ -137,11 +137,11 @@ def article_grid(height: int = 224, width: int = 224, to_the_edge: bool = True) 
 
 @lru_cache
 @torch.inference_mode(False)  # a cached grid may be needed for training, too
-def pyramid_grid(height: int, width: int) -> AnchorGrid:
+def pyramid_grid(height: int, width: int, strides: tuple[int, ...] = PYRAMID_STRIDES) -> AnchorGrid:
     """One square anchor around every point of `points.point_grid`, its side five strides."""
     size, boxes = torch.tensor([width, height] * 2), []
-    for stride in PYRAMID_STRIDES:
+    for stride in strides:
         centre, half = cell_centres(height, width, stride), PYRAMID_ANCHOR * stride / 2
         boxes.append(torch.cat([centre - half, centre + half], dim=-1) / size)  # (rows × columns, 4)
-    points = point_grid(height, width)
+    points = point_grid(height, width, strides)
     return AnchorGrid(torch.cat(boxes), points.steps, points.counts, "sides")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odutils.article_weights import is_published
 from odutils.errors import InputError
+from odutils.fine import FINE_NORM, belongs_to_fine
 from odutils.model import Detector
 from odutils.presets import PUBLISHED, build, load_article, load_tensors, use_published_grid
 from odutils.recipe import Recipe
@@ -30,7 +31,8 @@ def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path 
     Raises InputError if the preset does not exist, or the weights cannot be read or belong to another preset.
     """
     torch.manual_seed(recipe.seed)
-    detector = build(recipe.preset, classes, pretrained=recipe.pretrained and not weights)
+    pretrained = recipe.pretrained and not weights
+    detector = build(recipe.preset, classes, pretrained, recipe.finest_stride)
     detector.settings = detector.settings._replace(size=recipe.size)
     return detector, take_over(detector, weights) if weights else ""
 
@@ -54,10 +56,13 @@ def take_over(detector: Detector, weights: str | Path) -> str:
                 shape = tuple(tensors[name].shape)
                 raise InputError(f"{weights}: {name} has the shape {shape}: not {len(before.classes)} classes")
             tensors[name] = rows_by_name(tensors[name], before.classes, fresh, classes)
+    if before.finest_stride != detector.settings.finest_stride:
+        tensors = of_these_levels(tensors, detector.state_dict())
     load_tensors(detector, tensors, str(weights))
     if before.anchors == PUBLISHED:
         use_published_grid(detector)
-    return describe(weights, before.classes, classes)
+    told = describe(weights, before.classes, classes)
+    return told if before.finest_stride <= detector.settings.finest_stride else f"{told}; the level at stride 4 is new"
 
 
 def read(weights: str | Path) -> tuple[dict[str, Tensor], Settings]:
@@ -85,6 +90,17 @@ def rows_by_name(saved: Tensor, saved_classes: Sequence[str], fresh: Tensor, cla
     mixed = fresh.clone().unflatten(0, (-1, len(classes)))  # (anchors, classes, …)
     mixed[:, new_rows] = saved.unflatten(0, (-1, len(saved_classes)))[:, saved_rows]
     return mixed.flatten(0, 1)
+
+
+def of_these_levels(saved: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The saved tensors without those of the level at stride 4, or with that level added to them.
+
+    An added level begins as in a new detector, but for its norms in the towers: they begin as those of stride 8, the
+    level beside it, because they stand between convolutions that come from the file.
+    """
+    kept = {name: tensor for name, tensor in saved.items() if not belongs_to_fine(name)}
+    added = {name: tensor for name, tensor in fresh.items() if belongs_to_fine(name)}
+    return kept | {name: kept.get(name.replace(FINE_NORM, ".norms.0."), tensor) for name, tensor in added.items()}
 
 
 def describe(weights: str | Path, before: Sequence[str], classes: Sequence[str]) -> str:

@@ -120,6 +120,7 @@ class LiteBackbone(nn.Module):
     """
 
     channels = (40, 112, 1280)
+    taken = (2, 4)  # blocks whose outputs are feature maps
     number = 0  # of the EfficientNet-Lite
 
     def __init__(self, pretrained: bool):
@@ -135,7 +136,7 @@ class LiteBackbone(nn.Module):
         features, maps = self.net.bn1(self.net.conv_stem(pixels)), []
         for index, block in enumerate(self.net.blocks):
             features = block(features)
-            if index in (2, 4):
+            if index in self.taken:
                 maps.append(features)
         return [*maps, self.net.bn2(self.net.conv_head(features))]
 
@@ -160,14 +161,16 @@ class SeparableConv(nn.Module):
 class PyramidHead(nn.Module):
     """Neck (FPN, Lin et al. 2017; bottom-up path, PANet, Liu et al. 2018), then two towers shared by four levels."""
 
+    finer = 0  # levels below stride 8, see fine.py; their number is -1: so their norms stand behind the others'
+
     def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
         super().__init__()
-        levels = len(PYRAMID_STRIDES)
+        levels = len(PYRAMID_STRIDES) + self.finer
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), nn.BatchNorm2d(channels)) for c in channels_in
         )
         self.top_down = nn.ModuleList(SeparableConv(channels) for _ in channels_in[:-1])
-        self.bottom_up = nn.ModuleList(SeparableConv(channels, stride=2) for _ in range(levels - 1))
+        self.bottom_up = nn.ModuleList(SeparableConv(channels, stride=2) for _ in PYRAMID_STRIDES[1:])
         self.class_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
         self.box_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
         self.class_output = nn.Conv2d(channels, classes, 1)
@@ -188,7 +191,7 @@ class PyramidHead(nn.Module):
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """features: three maps of the backbone.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
         classes, boxes = [], []
-        for level, features_of_level in enumerate(self.fuse(features)):
+        for level, features_of_level in enumerate(self.fuse(features), start=-self.finer):
             class_features = box_features = features_of_level  # (N, 96, H / stride, W / stride)
             for class_layer, box_layer in zip(self.class_tower, self.box_tower, strict=True):
                 class_features, box_features = class_layer(class_features, level), box_layer(box_features, level)

@@ -19,7 +19,7 @@ from odutils.errors import InputError
 from odutils.files import replacing
 from odutils.images import GREY, MULTIPLE
 from odutils.model import Detector
-from odutils.points import PYRAMID_STRIDES, decode_sides
+from odutils.points import STRIDES_FROM, decode_sides
 from odutils.selection import ANY_CLASS_IOU, SAME_CLASS_IOU
 
 OPSET = 17  # of 2022: every runtime of today reads it
@@ -33,21 +33,25 @@ class Decoding(nn.Module):
         self.detector = with_fixed_padding(copy.deepcopy(detector).cpu().eval())
         self.squash, size = detector.settings.squash, detector.settings.size
         self.grid = self.detector.grid(size, size)  # the only one of a detector of squashed images
+        self.strides = STRIDES_FROM[detector.settings.finest_stride]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images: (N, 3, H, W) uint8 RGB.   Returns class_logits (N, A, C) and boxes (N, A, 4) xyxy, 0…1."""
         logits, codes = self.detector(images)
-        boxes = self.grid.decode(codes) if self.squash else decode_sides(codes, *cells(*images.shape[2:]))
+        if self.squash:
+            boxes = self.grid.decode(codes)
+        else:
+            boxes = decode_sides(codes, *cells(*images.shape[2:], self.strides))
         return logits, boxes.clamp(0, 1)
 
 
-def cells(height: int, width: int) -> tuple[Tensor, Tensor]:
+def cells(height: int, width: int, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Centres and steps, (A, 2) each, of `points.point_grid`, in operations that ONNX records.
 
     That one makes tensors of Python numbers: a file traced with them would know one height and width only.
     """
     centres, steps = [], []
-    for stride in PYRAMID_STRIDES:
+    for stride in strides:
         step_x, step_y = stride / torch.as_tensor(width), stride / torch.as_tensor(height)
         x, y = torch.arange(width // stride) + 0.5, torch.arange(height // stride) + 0.5
         y, x = torch.meshgrid(y * step_y, x * step_x, indexing="ij")

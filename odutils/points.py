@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PYRAMID_STRIDES = (8, 16, 32, 64)  # pixels between neighbouring points of a level
+STRIDES_FROM = {8: PYRAMID_STRIDES, 4: (4, *PYRAMID_STRIDES)}  # by the stride of the finest level
 
 
 def once(compute: Callable) -> cached_property:

@@ -1,5 +1,6 @@
 """The presets, and detectors to and from a file. To have another preset, add a function to PRESETS."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from odutils.article_weights import is_published, published_grid, translate
 from odutils.classes import CLASSES
 from odutils.errors import InputError
 from odutils.files import DATA
+from odutils.fine import FineBackbone, FineHead
 from odutils.model import ArticleHead, Detector, LiteBackbone, PyramidHead, resnet34_backbone
-from odutils.points import point_grid
+from odutils.points import STRIDES_FROM, point_grid
 from odutils.settings import Settings
 from odutils.weights import load_weights, save_weights
 
@@ -32,23 +34,25 @@ def article(classes: tuple[str, ...], pretrained: bool) -> Detector:
     )
 
 
-def pyramid(classes: tuple[str, ...], pretrained: bool) -> Detector:
-    """EfficientNet-Lite0 at 320 px, letterboxed; a feature pyramid of strides 8 to 64; one anchor a cell."""
+def pyramid(classes: tuple[str, ...], pretrained: bool, finest_stride: int = 8) -> Detector:
+    """EfficientNet-Lite0 at 320 px, letterboxed; a feature pyramid of strides 8 (or 4) to 64; one anchor a cell."""
+    backbone, head = (FineBackbone, FineHead) if finest_stride == 4 else (LiteBackbone, PyramidHead)
+    settings = Settings(preset="pyramid", classes=classes, size=320, squash=False, finest_stride=finest_stride)
     detector = Detector(
-        backbone=LiteBackbone(pretrained),
-        head=PyramidHead(LiteBackbone.channels, len(classes)),
-        grid=pyramid_grid,
+        backbone=backbone(pretrained),
+        head=head(backbone.channels, len(classes)),
+        grid=partial(pyramid_grid, strides=STRIDES_FROM[finest_stride]),
         mean=[127.0] * 3,  # what the Lite0 weights were trained with
         std=[128.0] * 3,
-        settings=Settings(preset="pyramid", classes=classes, size=320, squash=False),
+        settings=settings,
     )
     return detector.to(memory_format=torch.channels_last)  # twice as fast on the CPU
 
 
-def points(classes: tuple[str, ...], pretrained: bool) -> Detector:
+def points(classes: tuple[str, ...], pretrained: bool, finest_stride: int = 8) -> Detector:
     """The network of `pyramid`, trained without anchors: one point a cell, see `matching.match_points`."""
-    detector = pyramid(classes, pretrained)
-    detector.grid_of = point_grid
+    detector = pyramid(classes, pretrained, finest_stride)
+    detector.grid_of = partial(point_grid, strides=STRIDES_FROM[finest_stride])
     detector.settings = detector.settings._replace(preset="points")
     return detector
 
@@ -56,14 +60,24 @@ def points(classes: tuple[str, ...], pretrained: bool) -> Detector:
 PRESETS = {"article": article, "pyramid": pyramid, "points": points}
 
 
-def build(preset: str = "pyramid", classes: tuple[str, ...] = CLASSES, pretrained: bool = False) -> Detector:
+def build(
+    preset: str = "pyramid",
+    classes: tuple[str, ...] = CLASSES,
+    pretrained: bool = False,
+    finest_stride: int = 8,
+) -> Detector:
     """Assemble a detector for the named classes, untrained but for ImageNet's weights in the backbone if `pretrained`.
 
-    Raises InputError for a preset that does not exist and for ImageNet weights that cannot be had.
+    finest_stride: of the feature pyramid, 8 or 4, which adds a level for small objects (see fine.py).
+    Raises InputError for a preset or a stride that does not exist and for ImageNet weights that cannot be had.
     """
     if preset not in PRESETS:
         raise InputError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[preset](tuple(classes), pretrained)
+    if finest_stride == 8:
+        return PRESETS[preset](tuple(classes), pretrained)
+    if preset == "article" or finest_stride not in STRIDES_FROM:
+        raise InputError(f"preset {preset!r} with finest_stride {finest_stride}: there is no such level")
+    return PRESETS[preset](tuple(classes), pretrained, finest_stride)
 
 
 def save_detector(path: str | Path, detector: Detector, **about) -> None:
@@ -93,7 +107,7 @@ def load_detector(path: str | Path) -> Detector:
         advice = "it lacks preset, classes and size: write it with odutils.presets.save_detector"
         raise InputError(f"{path}: only the tensors of a detector, without metadata; {advice}")
     settings = Settings.from_metadata(metadata, str(path))
-    detector = build(settings.preset, settings.classes)
+    detector = build(settings.preset, settings.classes, finest_stride=settings.finest_stride)
     load_tensors(detector, tensors, str(path))
     detector.settings = settings
     if settings.anchors == PUBLISHED:

@@ -14,6 +14,7 @@ class Recipe:
 
     preset: str = "pyramid"
     size: int = 256  # px of the square input
+    finest_stride: int = 8  # of the feature pyramid; 4 adds a level for small objects
     epochs: int = 12
     stop_after: int | None = None  # epochs; the schedule is laid out for `epochs` all the same
     patience: int | None = None  # stop after so many epochs in a row without a better validation; see StopEarly
@@ -34,6 +35,10 @@ class Recipe:
         """Raises InputError for numbers that cannot work."""
         if self.preset == "article" and self.size != ARTICLE_SIZE:
             raise InputError(f"size {self.size}: the preset 'article' has anchors for {ARTICLE_SIZE} px: choose that")
+        if self.finest_stride not in (4, 8):
+            raise InputError(f"finest_stride {self.finest_stride}: choose 4 or 8")
+        if self.preset == "article" and self.finest_stride != 8:
+            raise InputError("finest_stride 4: the preset 'article' has no feature pyramid: leave it out")
         if self.size < 64 or self.size % 32:
             raise InputError(f"size {self.size}: choose a multiple of 32 px, 64 or more")
         if self.batch_size < 1 or self.batch_size % processes:

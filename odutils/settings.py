@@ -15,6 +15,7 @@ class Settings(NamedTuple):
     squash: bool  # images are stretched to size × size instead of letterboxed
     threshold: float = 0.35  # score from which a detection is shown to people
     anchors: str = ""  # "as published" for the article's own weights, see article_weights.py
+    finest_stride: int = 8  # of the feature pyramid, or 4, see fine.py
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any], name: str) -> "Settings":
@@ -25,7 +26,7 @@ class Settings(NamedTuple):
         if missing := [field for field in ("preset", "classes", "size", "squash") if field not in metadata]:
             raise InputError(f"{name}: its metadata lack {', '.join(missing)}: not a detector of this project")
         settings = cls(**{field: metadata[field] for field in cls._fields if field in metadata})
-        preset, classes, size, squash, threshold, anchors = settings
+        preset, classes, size, squash, threshold, anchors, finest_stride = settings
         named = isinstance(classes, list | tuple) and classes and all(isinstance(text, str) for text in classes)
         faults = {
             "preset": not isinstance(preset, str),
@@ -34,6 +35,7 @@ class Settings(NamedTuple):
             "squash": not isinstance(squash, bool),
             "threshold": type(threshold) not in (int, float) or not 0 <= threshold <= 1,
             "anchors": not isinstance(anchors, str),
+            "finest_stride": type(finest_stride) is not int or finest_stride not in (4, 8),
         }
         if wrong := [field for field, is_wrong in faults.items() if is_wrong]:
             value = reprlib.repr(getattr(settings, wrong[0]))

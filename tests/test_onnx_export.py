@@ -19,6 +19,7 @@ from odutils.inference import Predictor
 from odutils.model import ArticleHead, Detector
 from odutils.onnx_detector import OnnxDetector
 from odutils.onnx_export import cells, export
+from odutils.points import STRIDES_FROM
 from odutils.presets import DEFAULT_WEIGHTS, load_detector
 from odutils.selection import EVALUATED
 from odutils.settings import Settings
@@ -59,9 +60,10 @@ def test_every_batch_and_shape_from_one_file(detector, model, shape):
     assert torch.allclose(boxes, detector.grid(*shape[1:]).decode(codes).clamp(0, 1), atol=1e-4)
 
 
+@pytest.mark.parametrize("strides", STRIDES_FROM.values())
 @pytest.mark.parametrize("shape", [(64, 64), (320, 192), (128, 640)])
-def test_cells_are_those_of_the_pyramid(shape):
-    grid, (centres, steps) = pyramid_grid(*shape), cells(*shape)
+def test_cells_are_those_of_the_pyramid(shape, strides):
+    grid, (centres, steps) = pyramid_grid(*shape, strides), cells(*shape, strides)
     assert torch.allclose(centres, grid.centres, atol=1e-6)
     assert torch.allclose(steps, grid.steps)
 

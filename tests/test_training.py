@@ -108,6 +108,8 @@ def test_without_objects_to_validate_on_the_loss_decides(quick, sample, tmp_path
         (dict(ema=2.0), "ema 2.0"),
         (dict(size=100), "multiple of 32"),
         (dict(preset="article", size=256), "224 px"),
+        (dict(finest_stride=2), "finest_stride 2: choose 4 or 8"),
+        (dict(preset="article", size=224, finest_stride=4), "'article' has no feature pyramid"),
         (dict(epochs=0), "epochs 0"),
         (dict(epochs=3, stop_after=4), "stop_after 4: choose from 1 to 3"),
         (dict(epochs=3, stop_after=0), "stop_after 0"),

@@ -42,7 +42,7 @@ def test_a_file_of_version_0_1_still_loads(tmp_path):
     path = tmp_path / "old.safetensors"
     path.write_bytes(gzip.decompress((Path(__file__).parent / "data" / "pyramid_0.1.0.safetensors.gz").read_bytes()))
     detector = load_detector(path)
-    assert detector.settings == ("pyramid", ("wheel", "cyclist"), 128, False, 0.25, "")
+    assert detector.settings == ("pyramid", ("wheel", "cyclist"), 128, False, 0.25, "", 8)
     names = [name for name, _ in detector.named_parameters()]
     assert names[0].startswith("backbone.")
     for index, (name, tensor) in enumerate(detector.state_dict().items()):

@@ -17,13 +17,16 @@ from entrants.ours import (
     pyramid,
 )
 from entrants.peers import fcos, ssdlite
+from odutils.anchors import pyramid_grid
 from odutils.augmentation import Augment
+from odutils.fine import FineBackbone, FineHead
 from odutils.matching import match_iou
 from odutils.mosaic import WithMosaic
-from odutils.points import point_grid
+from odutils.points import STRIDES_FROM, point_grid
 
 __all__ = ["ENTRANTS", "Course", "Run"]
 
+WITH_STRIDE_4 = dict(backbone=FineBackbone, head=FineHead, grid=partial(pyramid_grid, strides=STRIDES_FROM[4]))
 ENTRANTS = {
     "article": ("the article's recipe: its code as it stands", article),
     "article_mended": ("the article's recipe, its defects fixed (preset `article`)", fixed_article),
@@ -42,5 +45,6 @@ ENTRANTS = {
     "no_mask": ("partial labels taken for complete", partial(pyramid, masked=False)),
     "task_aligned": ("task-aligned matching instead of ATSS", partial(pyramid, loss=LossWithTaskAlignment)),
     "mosaic": ("mosaic of four images for every second one", partial(pyramid, source=WithMosaic)),
+    "fine": ("a fifth level, at stride 4", partial(pyramid, **WITH_STRIDE_4)),
     "lite2": ("a larger backbone, EfficientNet-Lite2", partial(pyramid, backbone=Lite2Backbone)),
 }

@@ -110,7 +110,7 @@ def train(args: Namespace) -> int:
     train_split = find_split(args.data, args.train_split, TRAINING_SPLITS)
     valid_split = find_split(args.data, args.valid_split, VALIDATION_SPLITS)
     same = ("preset", "epochs", "stop_after", "patience", "batch_size", "lr", "backbone_lr", "weight_decay", "warm_up")
-    same += ("balance", "mosaic", "ema", "seed", "freeze_backbone")
+    same += ("finest_stride", "balance", "mosaic", "ema", "seed", "freeze_backbone")
     switched_off = dict(pretrained=not args.no_pretrained, crop=not args.no_crop)
     recipe = Recipe(**{name: getattr(args, name) for name in same}, **switched_off)
     recipe.size = args.size or (ARTICLE_SIZE if args.preset == "article" else recipe.size)

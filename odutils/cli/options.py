@@ -66,6 +66,10 @@ def make_parser() -> Parser:
     command.add_argument(
         "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
     )
+    command.add_argument(
+        "--finest-stride", type=int, choices=(4, 8), default=Recipe.finest_stride,
+        help="4 adds a level for small objects to the feature pyramid; a third slower (default: 8)",
+    )  # fmt: skip
     command.add_argument("--epochs", type=positive, default=Recipe.epochs, metavar="N", help="times each image is seen")
     command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="images a step")
     command.add_argument("--lr", type=rate, default=Recipe.lr, metavar="RATE", help="learning rate of the head")
