@@ -32,11 +32,12 @@ from odutils.coco.reading import annotation_file
 from odutils.datasets import CocoDetections, EpochSampler, make_loader
 from odutils.evaluation import predict
 from odutils.files import DATA, RUNS, replacing
+from odutils.fine import FineBackbone, FineHead
 from odutils.inference import Predictor
 from odutils.losses import DetectionLoss, Matched
-from odutils.model import Detector, LiteBackbone, PyramidHead, SeparableConv
+from odutils.model import Detector, LiteBackbone, PyramidHead
 from odutils.mosaic import WithMosaic
-from odutils.points import PYRAMID_STRIDES, point_grid
+from odutils.points import PYRAMID_STRIDES, STRIDES_FROM, point_grid
 from odutils.precision import MixedPrecision
 from odutils.recipe import Recipe
 from odutils.sample.make import make_sample
@@ -49,38 +50,6 @@ RECIPE = Recipe(preset="points", size=192, batch_size=8, epochs=12, warm_up=30, 
 IMAGES, WIDTH, OBJECTS = (240, 120), 640, (6, 12)
 PASTED, PASTED_SIZE = 6, (20, 32)  # objects that copy-paste adds to an image, and their longer side in its pixels
 SEEDS = (0, 1)
-
-
-# ---- a level of stride 4
-
-
-class FinerBackbone(LiteBackbone):
-    """With the feature map at stride 4, too."""
-
-    channels = (24, *LiteBackbone.channels)
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        kept = []
-        hook = self.net.blocks[1].register_forward_hook(lambda module, inputs, output: kept.append(output))
-        maps = super().forward(pixels)
-        hook.remove()
-        return [*kept, *maps]
-
-
-class FinerHead(PyramidHead):
-    """The pyramid's neck and towers with a fifth, finer level."""
-
-    def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
-        super().__init__(channels_in[1:], classes, channels, depth)
-        self.lateral = nn.Sequential(nn.Conv2d(channels_in[0], channels, 1, bias=False), nn.BatchNorm2d(channels))
-        self.to_finest = SeparableConv(channels)
-        levels = 1 + len(PYRAMID_STRIDES)
-        self.class_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
-        self.box_tower = nn.ModuleList(SeparableConv(channels, levels) for _ in range(depth))
-
-    def fuse(self, features: list[Tensor]) -> list[Tensor]:
-        maps, lateral = super().fuse(features[1:]), self.lateral(features[0])
-        return [self.to_finest(lateral + F.interpolate(maps[0], size=lateral.shape[2:])), *maps]
 
 
 # ---- FCOS's score: class times centre-ness
@@ -205,10 +174,9 @@ def run(
     return detector.eval()
 
 
-FINER = dict(backbone=FinerBackbone, head=FinerHead, strides=(4, *PYRAMID_STRIDES))
 TRAINED = {  # name -> how it differs from the baseline
     "baseline": {},
-    "stride_4": FINER,
+    "stride_4": dict(backbone=FineBackbone, head=FineHead, strides=STRIDES_FROM[4]),
     "input_288": dict(recipe=replace(RECIPE, size=288)),
     "mosaic": dict(source=partial(WithMosaic, share=0.5)),
     "copy_paste": dict(split="train_pasted"),
