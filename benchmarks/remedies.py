@@ -160,7 +160,7 @@ def run(
     torch.manual_seed(seed)
     recipe = replace(recipe, seed=seed)
     dataset = source(HERE / "scenes", split, recipe.size, augment=Augment(recipe.size, seed=seed))
-    settings = Settings(preset="points", classes=dataset.classes, size=recipe.size, squash=False)
+    settings = Settings("points", dataset.classes, recipe.size, squash=False, finest_stride=strides[0])
     grid = partial(point_grid, strides=strides)
     detector = Detector(backbone(True), head(backbone.channels, 1), grid, MEAN, STD, settings)
     detector.to(memory_format=torch.channels_last)

@@ -23,6 +23,10 @@ from odutils.weights import load_weights
 
 CLASS_OUTPUT = "head.class_output"  # how the names of its tensors begin, in all presets
 SHOWN = 5  # class names in a line
+LEVEL_TOLD = {  # finest strides before and now -> what became of the level at stride 4
+    (8, 4): "; the level at stride 4 is new",
+    (4, 8): "; its level at stride 4 is left out: --finest-stride 4 keeps it",
+}
 
 
 def make_detector(recipe: Recipe, classes: tuple[str, ...], weights: str | Path | None = None) -> tuple[Detector, str]:
@@ -61,8 +65,8 @@ def take_over(detector: Detector, weights: str | Path) -> str:
     load_tensors(detector, tensors, str(weights))
     if before.anchors == PUBLISHED:
         use_published_grid(detector)
-    told = describe(weights, before.classes, classes)
-    return told if before.finest_stride <= detector.settings.finest_stride else f"{told}; the level at stride 4 is new"
+    level = LEVEL_TOLD.get((before.finest_stride, detector.settings.finest_stride), "")
+    return describe(weights, before.classes, classes) + level
 
 
 def read(weights: str | Path) -> tuple[dict[str, Tensor], Settings]:
@@ -99,8 +103,11 @@ def of_these_levels(saved: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[
     level beside it, because they stand between convolutions that come from the file.
     """
     kept = {name: tensor for name, tensor in saved.items() if not belongs_to_fine(name)}
-    added = {name: tensor for name, tensor in fresh.items() if belongs_to_fine(name)}
-    return kept | {name: kept.get(name.replace(FINE_NORM, ".norms.0."), tensor) for name, tensor in added.items()}
+    for name, tensor in fresh.items():
+        if belongs_to_fine(name):
+            beside = name.replace(FINE_NORM, ".norms.0.")
+            kept[name] = kept.get(beside, tensor)
+    return kept
 
 
 def describe(weights: str | Path, before: Sequence[str], classes: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from torchvision.ops import batched_nms, nms
 
 from odutils.selection import ANY_CLASS_IOU, SAME_CLASS_IOU, check_options
 
-EDGE = 8  # px of the input, a cell of the finest level: 97 of 100 boxes of cut objects end as near as that to the cut
+EDGE = 8  # px of the input: 97 of 100 boxes of cut objects end as near as that to the cut (finest stride 8)
 COVERED = 0.5  # share of a piece, or agreement of two, from which on both detections are of one object
 CANDIDATES = 10_000  # detections of the highest scores, which alone are merged: three seconds at most
 PAIRS = 2**18  # pairs of detections that are compared at once: 50 MB

@@ -132,7 +132,7 @@ class LiteBackbone(nn.Module):
             self.net.load_state_dict(imagenet_lite(self.net.state_dict(), self.number))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """pixels: (N, 3, H, W) normalised.   Returns three maps (N, channels, H / stride, W / stride)."""
+        """pixels: (N, 3, H, W) normalised.   Returns maps (N, channels, H / stride, W / stride), fine to coarse."""
         features, maps = self.net.bn1(self.net.conv_stem(pixels)), []
         for index, block in enumerate(self.net.blocks):
             features = block(features)
@@ -159,9 +159,9 @@ class SeparableConv(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """Neck (FPN, Lin et al. 2017; bottom-up path, PANet, Liu et al. 2018), then two towers shared by four levels."""
+    """Neck (FPN, Lin et al. 2017; bottom-up path, PANet, Liu et al. 2018), then two towers shared by the levels."""
 
-    finer = 0  # levels below stride 8, see fine.py; their number is -1: so their norms stand behind the others'
+    finer = 0  # levels finer than stride 8 (fine.py): level -1 has the last norms, so that the others keep their names
 
     def __init__(self, channels_in: tuple[int, ...], classes: int, channels: int = 96, depth: int = 2):
         super().__init__()
@@ -189,7 +189,7 @@ class PyramidHead(nn.Module):
         return [*maps, self.bottom_up[2](maps[2])]
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """features: three maps of the backbone.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
+        """features: maps of the backbone.   Returns class_logits (N, A, C), box_codes (N, A, 4)."""
         classes, boxes = [], []
         for level, features_of_level in enumerate(self.fuse(features), start=-self.finer):
             class_features = box_features = features_of_level  # (N, 96, H / stride, W / stride)

@@ -1,4 +1,8 @@
-"""The presets, and detectors to and from a file. To have another preset, add a function to PRESETS."""
+"""The presets, and detectors to and from a file.
+
+To have another preset, add a function of (classes, pretrained) to PRESETS; if it also takes `finest_stride`, add its
+name to WITH_STRIDE_4.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -58,6 +62,7 @@ def points(classes: tuple[str, ...], pretrained: bool, finest_stride: int = 8) -
 
 
 PRESETS = {"article": article, "pyramid": pyramid, "points": points}
+WITH_STRIDE_4 = ("pyramid", "points")  # presets whose feature pyramid can have a level at stride 4
 
 
 def build(
@@ -75,8 +80,10 @@ def build(
         raise InputError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     if finest_stride == 8:
         return PRESETS[preset](tuple(classes), pretrained)
-    if preset == "article" or finest_stride not in STRIDES_FROM:
-        raise InputError(f"preset {preset!r} with finest_stride {finest_stride}: there is no such level")
+    possible = STRIDES_FROM if preset in WITH_STRIDE_4 else (8,)
+    if finest_stride not in possible:
+        choices = " or ".join(map(str, possible))
+        raise InputError(f"preset {preset!r} has no finest_stride {finest_stride}: choose {choices}")
     return PRESETS[preset](tuple(classes), pretrained, finest_stride)
 
 
@@ -107,7 +114,10 @@ def load_detector(path: str | Path) -> Detector:
         advice = "it lacks preset, classes and size: write it with odutils.presets.save_detector"
         raise InputError(f"{path}: only the tensors of a detector, without metadata; {advice}")
     settings = Settings.from_metadata(metadata, str(path))
-    detector = build(settings.preset, settings.classes, finest_stride=settings.finest_stride)
+    try:
+        detector = build(settings.preset, settings.classes, finest_stride=settings.finest_stride)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     load_tensors(detector, tensors, str(path))
     detector.settings = settings
     if settings.anchors == PUBLISHED:

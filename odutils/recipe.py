@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from odutils.errors import InputError
+from odutils.settings import FINEST_STRIDES
 
 ARTICLE_SIZE = 224  # px of the preset `article`, fixed by its anchors
 
@@ -35,8 +36,8 @@ class Recipe:
         """Raises InputError for numbers that cannot work."""
         if self.preset == "article" and self.size != ARTICLE_SIZE:
             raise InputError(f"size {self.size}: the preset 'article' has anchors for {ARTICLE_SIZE} px: choose that")
-        if self.finest_stride not in (4, 8):
-            raise InputError(f"finest_stride {self.finest_stride}: choose 4 or 8")
+        if type(self.finest_stride) is not int or self.finest_stride not in FINEST_STRIDES:
+            raise InputError(f"finest_stride {self.finest_stride}: choose 8 or 4")
         if self.preset == "article" and self.finest_stride != 8:
             raise InputError("finest_stride 4: the preset 'article' has no feature pyramid: leave it out")
         if self.size < 64 or self.size % 32:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from odutils.errors import InputError
 
+FINEST_STRIDES = (8, 4)  # that a feature pyramid can begin with
+
 
 class Settings(NamedTuple):
     """How to build a detector and how to use it."""
@@ -35,7 +37,7 @@ class Settings(NamedTuple):
             "squash": not isinstance(squash, bool),
             "threshold": type(threshold) not in (int, float) or not 0 <= threshold <= 1,
             "anchors": not isinstance(anchors, str),
-            "finest_stride": type(finest_stride) is not int or finest_stride not in (4, 8),
+            "finest_stride": type(finest_stride) is not int or finest_stride not in FINEST_STRIDES,
         }
         if wrong := [field for field, is_wrong in faults.items() if is_wrong]:
             value = reprlib.repr(getattr(settings, wrong[0]))

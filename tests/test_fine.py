@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from trainings import small_training
 
+from odutils import training
+from odutils.__main__ import main
 from odutils.errors import InputError
 from odutils.fine import belongs_to_fine
 from odutils.finetuning import make_detector
@@ -17,8 +19,8 @@ from odutils.inference import Predictor
 from odutils.matching import match_points
 from odutils.onnx_detector import OnnxDetector
 from odutils.onnx_export import export
-from odutils.points import STRIDES_FROM, point_grid
-from odutils.presets import build, load_detector, save_detector
+from odutils.points import STRIDES_FROM, PointGrid, point_grid
+from odutils.presets import PRESETS, build, load_detector, save_detector
 from odutils.recipe import Recipe
 from odutils.weights import load_weights, save_weights
 
@@ -73,6 +75,12 @@ def test_the_finest_predictions_stand_row_by_row():
     reached = ((column - 31).abs() <= 3) & ((row - 5).abs() <= 3)
     assert ((changed[: grid.counts[0]] > 0) == reached).all()
     assert (changed[grid.counts[0] :] == 0).all()  # the bottom-up path begins at stride 8
+    features[0].zero_()
+    features[1][..., 5, 15] = 100
+    changed = (head(features)[0] - calm).abs().sum(dim=-1)[0]
+    # One 3 × 3 convolution at stride 8 makes 6 × 6 cells of stride 4 of it; three at stride 4 add three on each side.
+    reached = (column >= 25) & (column <= 36) & (row >= 5) & (row <= 16)
+    assert ((changed[: grid.counts[0]] > 0) == reached).all()
 
 
 @torch.no_grad()
@@ -102,10 +110,29 @@ def test_a_new_level_begins_with_the_tower_norms_of_stride_8(plain, tmp_path):
 def test_a_pyramid_begins_with_the_weights_of_a_finer_one(fine, tmp_path):
     save_detector(tmp_path / "fine.safetensors", fine)
     detector, told = make_detector(Recipe(size=64, pretrained=False), CLASSES, tmp_path / "fine.safetensors")
-    assert "new" not in told and detector.settings.finest_stride == 8
+    assert told.endswith("--finest-stride 4 keeps it") and detector.settings.finest_stride == 8
     images = random_images(64, 64)
     for one, other in zip(detector.eval()(images), fine(images), strict=True):
         torch.testing.assert_close(one, other[:, -one.shape[1] :])
+
+
+def test_a_fine_pyramid_takes_over_all_of_another(fine, tmp_path):
+    save_detector(tmp_path / "fine.safetensors", fine)
+    recipe = Recipe(size=64, pretrained=False, finest_stride=4)
+    detector, told = make_detector(recipe, CLASSES, tmp_path / "fine.safetensors")
+    assert "stride" not in told
+    before = fine.state_dict()
+    assert all(tensor.equal(before[name]) for name, tensor in detector.state_dict().items())
+
+
+@pytest.mark.parametrize(("before", "now"), [(8, 4), (4, 8)])
+def test_classes_and_levels_may_change_at_once(before, now, tmp_path):
+    old = shaken(finest_stride=before)
+    save_detector(tmp_path / "a.safetensors", old)
+    recipe = Recipe(size=64, pretrained=False, finest_stride=now)
+    detector, told = make_detector(recipe, ("screw", "nut", "bolt"), tmp_path / "a.safetensors")
+    assert "1 new: screw" in told
+    assert detector.head.class_output.weight[[2, 1]].equal(old.head.class_output.weight)
 
 
 def test_a_file_that_lacks_another_tensor_is_refused(plain, tmp_path):
@@ -125,6 +152,7 @@ def test_a_file_says_which_pyramid_it_holds(fine, plain, tmp_path):
         assert read.settings == detector.settings
         assert all(one.equal(other) for one, other in zip(read(images), detector(images), strict=True))
         assert read.grid(64, 64).counts == detector.grid(64, 64).counts
+        assert isinstance(read.grid(64, 64), PointGrid) == (detector.settings.preset == "points")
 
 
 def test_a_file_from_before_the_option_has_stride_8(plain, tmp_path):
@@ -139,10 +167,23 @@ def test_a_file_from_before_the_option_has_stride_8(plain, tmp_path):
         load_detector(tmp_path / "odd.safetensors")
 
 
-@pytest.mark.parametrize(("preset", "stride"), [("article", 4), ("pyramid", 2), ("points", 16)])
-def test_what_does_not_exist_cannot_be_built(preset, stride):
-    with pytest.raises(InputError, match=f"{preset}' with finest_stride {stride}: there is no such level"):
+@pytest.mark.parametrize(
+    ("preset", "stride", "advice"),
+    [("article", 4, "choose 8"), ("own", 4, "choose 8"), ("pyramid", 2, "choose 8 or 4"), ("points", 16, "8 or 4")],
+)
+def test_what_does_not_exist_cannot_be_built(preset, stride, advice, monkeypatch):
+    monkeypatch.setitem(PRESETS, "own", lambda classes, pretrained: build("pyramid", classes, pretrained))
+    assert build("own", CLASSES).settings.finest_stride == 8
+    with pytest.raises(InputError, match=f"preset '{preset}' has no finest_stride {stride}: .*{advice}$"):
         build(preset, CLASSES, finest_stride=stride)
+
+
+def test_a_file_that_describes_no_preset_is_named(plain, tmp_path):
+    save_detector(tmp_path / "a.safetensors", plain)
+    tensors, metadata = load_weights(tmp_path / "a.safetensors")
+    save_weights(tmp_path / "b.safetensors", tensors, metadata | {"preset": "article", "finest_stride": 4})
+    with pytest.raises(InputError, match="b.safetensors: preset 'article' has no finest_stride 4"):
+        load_detector(tmp_path / "b.safetensors")
 
 
 @torch.no_grad()
@@ -168,11 +209,19 @@ def test_a_small_object_has_more_positives():
     assert {stride: int((matches >= 0).sum()) for stride, matches in counts.items()} == {8: 1, 4: 9}
 
 
+def test_the_command_passes_the_option_on(sample, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(training, "train", lambda data, out, recipe, **_: given.append(recipe) or tmp_path / "best")
+    assert main(["train", "--data", str(sample), "--out", str(tmp_path / "out"), "--finest-stride", "4"]) == 0
+    assert [recipe.finest_stride for recipe in given] == [4]
+
+
 def test_training_by_the_option(sample, tmp_path):
     path = small_training(sample, tmp_path / "out", epochs=1, preset="points", finest_stride=4)
     detector = load_detector(path)
     assert detector.settings.finest_stride == 4
     assert load_weights(path)[1]["recipe"]["finest_stride"] == 4
-    untrained = build("points", detector.settings.classes, finest_stride=4).state_dict()
-    fresh = {name for name, tensor in detector.state_dict().items() if tensor.equal(untrained[name])}
-    assert not [name for name in detector.state_dict() if belongs_to_fine(name) and "weight" in name and name in fresh]
+    recipe = Recipe(preset="points", size=64, pretrained=False, finest_stride=4)
+    untrained = make_detector(recipe, detector.settings.classes)[0].state_dict()  # with the same seed
+    same = [name for name, tensor in detector.state_dict().items() if tensor.equal(untrained[name].half().float())]
+    assert not [name for name in same if belongs_to_fine(name) and name.endswith("weight")]

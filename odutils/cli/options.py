@@ -7,6 +7,7 @@ from odutils.cli import commands
 from odutils.cli.data_options import add_data_commands
 from odutils.cli.parsing import Parser, add_command, add_data, natural, positive, rate, share, tile_count
 from odutils.recipe import Recipe
+from odutils.settings import FINEST_STRIDES
 
 
 def make_parser() -> Parser:
@@ -67,8 +68,9 @@ def make_parser() -> Parser:
         "--size", type=positive, metavar="PX", help=f"of the input (default: {Recipe.size}; article: 224)"
     )
     command.add_argument(
-        "--finest-stride", type=int, choices=(4, 8), default=Recipe.finest_stride,
-        help="4 adds a level for small objects to the feature pyramid; a third slower (default: 8)",
+        "--finest-stride", type=int, choices=FINEST_STRIDES, default=Recipe.finest_stride,
+        help="4 adds a level for small objects to the feature pyramid of pyramid or points; detection then takes a "
+        "third longer (default: 8)",
     )  # fmt: skip
     command.add_argument("--epochs", type=positive, default=Recipe.epochs, metavar="N", help="times each image is seen")
     command.add_argument("--batch-size", type=positive, default=Recipe.batch_size, metavar="N", help="images a step")
