@@ -130,11 +130,13 @@ def tables() -> dict[tuple[Path, str], str]:
 
 
 def for_notebook() -> dict:
-    """{"race_by_epochs" or "race": {entrant: [{"seed": …, "scores": {source: metrics}}, …]}} of three entrants."""
+    """{"race_by_epochs" or "race": {entrant: [{"seed": …, "scores": {source: metrics}}, …]}} of four entrants."""
     content = {}
     for folder in (BY_EPOCHS, BY_MINUTES):
         runs_of = {
-            name: runs for name, runs in read_results(folder).items() if name in ("pyramid", "points", "task_aligned")
+            name: runs
+            for name, runs in read_results(folder).items()
+            if name in ("pyramid", "points", "task_aligned", "fine")
         }
         content[folder.name] = {
             name: [{"seed": run["seed"], "scores": run["scores"]["by_source"]} for run in runs]
