@@ -22,6 +22,7 @@ from odutils.onnx_export import export
 from odutils.points import STRIDES_FROM, PointGrid, point_grid
 from odutils.presets import PRESETS, build, load_detector, save_detector
 from odutils.recipe import Recipe
+from odutils.settings import FINEST_STRIDES
 from odutils.weights import load_weights, save_weights
 
 CLASSES = ("bolt", "nut")
@@ -198,6 +199,12 @@ def test_the_exported_file_gives_the_same_boxes(fine, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     found, expected = (one(image, threshold=0.0) for one in (Predictor.from_weights(path), Predictor(fine, "cpu")))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_the_strides_that_the_light_modules_know_are_those_of_the_points():
+    """settings.py repeats them, because it is read without torch."""
+    assert set(FINEST_STRIDES) == set(STRIDES_FROM)
+    assert all(strides[0] == finest for finest, strides in STRIDES_FROM.items())
 
 
 def test_a_small_object_has_more_positives():
